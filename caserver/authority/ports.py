@@ -1,0 +1,131 @@
+"""The two ports of the authority: the replicated log it decides on, and the provider that holds or reaches CA keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+from caserver.errors import CaserverError
+from caserver.fields import Secret
+from caserver.raft.ports import Leadership, Outcome
+from caserver.state.commands import Command, Result
+from caserver.state.configuration import CAConfiguration
+from caserver.state.model import CARoot, CAState, RootID
+
+Selected = TypeVar("Selected")
+
+
+class Log(Protocol):
+    """The replicated log as the main loop sees it."""
+
+    @property
+    def state(self) -> CAState:
+        """The latest applied state; an immutable value. Read it once per decision."""
+        ...
+
+    @property
+    def leadership(self) -> Leadership:
+        """Who leads, as far as this node knows."""
+        ...
+
+    async def propose(self, command: Command, *, deadline: float = 5.0) -> Outcome[Result]:
+        """Replicate one command; ``deadline`` in seconds. Never raises for a Raft reason: the outcome says it."""
+        ...
+
+    async def barrier(self, *, deadline: float = 5.0) -> None:
+        """Return once ``state`` holds everything committed before the call; NotLeader if leadership cannot be proven."""
+        ...
+
+    async def changed(self, select: Callable[[CAState, Leadership], Selected], seen: Selected) -> Selected:
+        """Wait until ``select(state, leadership) != seen``, return the new value; ``select`` is a module-level pure function."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a configuration would lead to, found without changing anything."""
+
+    root_id: RootID | None  # the root it stands for if that exists already; None = a new one would be generated
+    root_pem: str | None
+    warnings: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # backend permissions that the change will use, for the plan
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A provider made ready: its root and, if leaves are signed by an intermediate, that one."""
+
+    root_pem: str
+    root_key: Secret | None  # PKCS#8 PEM (built-in), to be sealed by the authority; None if the key lives elsewhere
+    intermediates: tuple[str, ...] = ()  # PEM, signing certificate first; empty if the root signs leaves itself
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SigningOrder:
+    """One leaf to sign: built only from what apply booked and from the checked CSR's public key."""
+
+    issue_id: str
+    serial: int | None  # None where the provider chooses
+    spiffe_uri: str
+    common_name: str
+    public_key: bytes  # SubjectPublicKeyInfo, DER
+    csr_pem: str  # for providers that sign CSRs elsewhere
+    not_before: int
+    not_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class SignedLeaf:
+    """A finished leaf certificate (PEM, one block, final newline)."""
+
+    issue_id: str
+    pem: str
+    serial: int
+
+
+class Provider(Protocol):
+    """Holds or reaches the CA key of one configuration. Never writes replicated state; every member is idempotent.
+
+    An instance belongs to one (configuration, root): ``prepare`` binds it to the root it makes or finds, a later leader
+    binds a new instance from the replicated root instead.
+    """
+
+    async def inspect(self) -> Inspection:
+        """Read only: which root the configuration stands for. InvalidConfig names every fault of an operator's root."""
+        ...
+
+    async def prepare(self, *, now: datetime, epoch: int) -> Prepared:
+        """Make the configuration's root (and intermediate) exist and bind to it; renewing an intermediate is this too."""
+        ...
+
+    async def sign_leaves(self, orders: Sequence[SigningOrder]) -> Sequence[SignedLeaf | CaserverError]:
+        """Sign each order, in order; a failure of one is its own value."""
+        ...
+
+    async def cross_sign(self, certificate_pem: str, *, serial: int, not_before: datetime, not_after: datetime) -> str:
+        """Issue a certificate with the subject, key, SKI and SAN of ``certificate_pem`` signed by this provider's root."""
+        ...
+
+    async def retire(self) -> None:
+        """Remove what this provider made at its backend and no live chain needs."""
+        ...
+
+
+class ProviderFactory(Protocol):
+    """Builds a provider for a configuration; bound to ``root`` (and its opened key) if that is given."""
+
+    def __call__(
+        self, configuration: CAConfiguration, *, trust_domain: str, root: CARoot | None, root_key: Secret | None
+    ) -> Provider:
+        """No I/O happens here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Providers:
+    """The providers this build knows, by the name that ``Provider`` takes in a configuration."""
+
+    factories: dict[str, ProviderFactory] = field(default_factory=dict)

@@ -1,0 +1,212 @@
+"""The commands of the replicated log and what applying one can say.
+
+Everything that apply needs rides in the command: times (whole epoch seconds), ids, serials, sealed keys, and what the
+decision was based on (``expect_index`` or ``expect_epoch``), so that a stale decision is refused, not obeyed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from caserver.internode.keyring import Sealed
+from caserver.state.model import Index, LedgerRow, RootID, StoredConfiguration
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """Fix the cluster id and the first configuration; refused if the cluster has one."""
+
+    at: int
+    cluster_id: str
+    configuration: StoredConfiguration
+    sealed_hmac_key: Sealed
+
+
+@dataclass(frozen=True, slots=True)
+class BeginChange:
+    """Announce a provider change before its first side effect. ``expect_index`` is the configuration's ModifyIndex (0 = none)."""
+
+    request_id: str
+    at: int
+    expect_index: Index
+    expect_epoch: int
+    configuration: StoredConfiguration
+
+
+@dataclass(frozen=True, slots=True)
+class NewRoot:
+    """The root that a change activates (fields as in ``CARoot``)."""
+
+    id: RootID
+    name: str
+    pem: str
+    serial: int
+    not_before: int
+    not_after: int
+    key_type: str
+    key_bits: int
+    signing_key_id: str
+    provider: str
+    intermediates: tuple[str, ...]
+    sealed_key: Sealed | None
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateRoot:
+    """The one atomic step of a rotation: new root active, old one rotated out, configuration, retiring, epoch.
+
+    Completes the ``BeginChange`` of the same request id and takes the configuration from it. A root id that is already
+    listed (rotating back) becomes active again and keeps its create index.
+    """
+
+    request_id: str
+    at: int
+    expect_epoch: int
+    root: NewRoot
+    retire_not_before: int | None  # when the previous provider may be cleaned up; None = nothing is owed
+
+
+@dataclass(frozen=True, slots=True)
+class SetConfiguration:
+    """Store a configuration that keeps the active root."""
+
+    request_id: str
+    at: int
+    expect_index: Index
+    expect_epoch: int
+    configuration: StoredConfiguration
+
+
+@dataclass(frozen=True, slots=True)
+class SetIntermediate:
+    """Replace the active root's chain and signing certificate (a renewed intermediate)."""
+
+    request_id: str
+    at: int
+    expect_epoch: int
+    root_id: RootID
+    intermediates: tuple[str, ...]
+    signing_key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AbortChange:
+    """Give up the change in progress; ``reason`` is what the caller is told."""
+
+    request_id: str
+    at: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRetired:
+    """The clean-up owed for ``root_id`` is done."""
+
+    at: int
+    root_id: RootID
+
+
+@dataclass(frozen=True, slots=True)
+class PruneRoots:
+    """Drop rotated-out roots that nothing needs any more (apply checks that each may go)."""
+
+    at: int
+    expect_epoch: int
+    root_ids: tuple[RootID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeafOrder:
+    """One leaf to book."""
+
+    issue_id: str
+    service: str
+    serial: int | None
+    not_before: int
+    not_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class IssueLeaves:
+    """Book a batch of leaves under the active root: the fence before every signature."""
+
+    at: int
+    root_id: RootID
+    ca_epoch: int
+    orders: tuple[LeafOrder, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSerials:
+    """Bind serials that a provider chose: (expiry hour, row number, serial)."""
+
+    at: int
+    serials: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireLeaves:
+    """Forget leaves that expired before ``at``, service totals that are older, and old request ids."""
+
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reseal:
+    """Replace sealed values by the same secrets under the current key: (where, new value); refused if the state moved."""
+
+    at: int
+    expect_index: Index
+    values: tuple[tuple[str, Sealed], ...]
+
+
+Command = (
+    Bootstrap
+    | BeginChange
+    | ActivateRoot
+    | SetConfiguration
+    | SetIntermediate
+    | AbortChange
+    | ProviderRetired
+    | PruneRoots
+    | IssueLeaves
+    | RecordSerials
+    | ExpireLeaves
+    | Reseal
+)
+
+
+class Reason(StrEnum):
+    """Why apply refused a command."""
+
+    ALREADY_BOOTSTRAPPED = "already bootstrapped"
+    NOT_BOOTSTRAPPED = "not bootstrapped"
+    STALE_INDEX = "decided on a stale index"
+    STALE_EPOCH = "decided on a stale CA epoch"
+    CHANGE_IN_PROGRESS = "another change is in progress"
+    NO_SUCH_CHANGE = "no such change is in progress"
+    NO_SUCH_ROOT = "no such root"
+    ROOT_NOT_ACTIVE = "the root is not active"
+    ROOT_STILL_NEEDED = "the root is still needed"
+    DUPLICATE_REQUEST = "the request was already applied"
+    INVALID = "the command is not valid"
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The command took effect at ``index``; ``rows`` are the booked leaves of IssueLeaves with (hour, number) of each."""
+
+    index: Index
+    rows: tuple[tuple[int, int, LedgerRow], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The command changed nothing (deterministically, on every node)."""
+
+    reason: Reason
+    detail: str = ""
+
+
+Result = Applied | Refused
