@@ -6,8 +6,11 @@ follower count for nothing. The codec is JSON with a version; unknown operations
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any, assert_never
 
+from caserver.errors import CaserverError, InvalidRequest, RateLimited, from_kind
 from caserver.fields import Secret
 
 
@@ -93,3 +96,156 @@ class ReadAt:
 
 
 Answer = LeavesSigned | ConfigurationChanged | ReadAt
+
+
+# The codec of the internal hop. JSON by an allow-list per operation; a frame holds a caller's token in clear, so it is
+# never logged and travels only inside mutual TLS.
+
+CODEC_VERSION = 1
+
+_REQUESTS: dict[str, type[Request]] = {
+    "sign_leaves": SignLeaves,
+    "change_configuration": ChangeConfiguration,
+    "read_index": ReadIndex,
+}
+_REQUEST_NAMES = {kind: name for name, kind in _REQUESTS.items()}
+
+
+def encode_request(caller: Caller, request: Request) -> bytes:
+    """One frame of the internal hop; it contains the caller's token in clear."""
+    document = {
+        "version": CODEC_VERSION,
+        "token": None if caller.token is None else caller.token.reveal(),
+        "source": caller.source,
+        "request_id": caller.request_id,
+        "operation": _REQUEST_NAMES[type(request)],
+        "arguments": {each.name: getattr(request, each.name) for each in fields(request)},
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def decode_request(frame: bytes) -> tuple[Caller, Request]:
+    """Inverse of ``encode_request``; InvalidRequest for anything that this version does not know exactly."""
+    document = _document(frame)
+    operation = document.get("operation")
+    kind = _REQUESTS.get(operation) if isinstance(operation, str) else None
+    if kind is None:
+        raise InvalidRequest(f"the internal operation {operation!r} is not known to this version; upgrade this node")
+    token = _one(document, "token", str | None)
+    caller = Caller(
+        token=None if token is None else Secret(token),
+        source=_one(document, "source", str),
+        request_id=_one(document, "request_id", str),
+    )
+    return caller, _request(kind, _one(document, "arguments", dict))
+
+
+def _request(kind: type[Request], arguments: dict[str, Any]) -> Request:
+    if set(arguments) != {each.name for each in fields(kind)}:
+        raise InvalidRequest("an internal request has other arguments than this version knows")
+    if kind is SignLeaves:
+        return SignLeaves(csrs=_texts(arguments, "csrs"))
+    if kind is ReadIndex:
+        return ReadIndex(consistent=_one(arguments, "consistent", bool))
+    return ChangeConfiguration(
+        body=_one(arguments, "body", str),
+        cas=_one(arguments, "cas", int | None),
+        force=_one(arguments, "force", bool),
+    )
+
+
+def encode_answer(answer: Answer | CaserverError) -> bytes:
+    """One frame back: the answer, or an error as kind and detail."""
+    document: dict[str, Any] = {"version": CODEC_VERSION}
+    match answer:
+        case CaserverError():
+            document["error"] = {"kind": answer.kind, "detail": answer.detail}
+            if isinstance(answer, RateLimited):
+                document["error"]["retry_after"] = answer.retry_after
+        case LeavesSigned():
+            document["leaves"] = [_encode_result(each) for each in answer.results]
+        case ConfigurationChanged():
+            document["changed"] = _plain(answer)
+        case ReadAt():
+            document["read_at"] = answer.index
+        case _:
+            assert_never(answer)
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def decode_answer(frame: bytes) -> Answer:
+    """Inverse of ``encode_answer``: returns the answer or raises the error that it carries; InvalidRequest if unreadable."""
+    document = _document(frame)
+    if "error" in document:
+        raise _decode_error(_one(document, "error", dict))
+    if "leaves" in document:
+        return LeavesSigned(tuple(_decode_result(each) for each in _one(document, "leaves", list)))
+    if "changed" in document:
+        changed = _one(document, "changed", dict)
+        return ConfigurationChanged(
+            index=_one(changed, "index", int),
+            rotated=_one(changed, "rotated", bool),
+            warnings=_texts(changed, "warnings"),
+        )
+    return ReadAt(_one(document, "read_at", int))
+
+
+def _encode_result(result: IssuedLeaf | Failure) -> dict[str, Any]:
+    return {"failure" if isinstance(result, Failure) else "leaf": _plain(result)}
+
+
+def _plain(value: Failure | IssuedLeaf | ConfigurationChanged) -> dict[str, Any]:
+    return {each.name: getattr(value, each.name) for each in fields(value)}
+
+
+def _decode_result(document: object) -> IssuedLeaf | Failure:
+    if not isinstance(document, dict):
+        raise InvalidRequest("an internal answer holds a result that is not an object")
+    if "failure" in document:
+        failure = _one(document, "failure", dict)
+        return Failure(kind=_one(failure, "kind", str), detail=_one(failure, "detail", str))
+    leaf = _one(document, "leaf", dict)
+    texts = {name: _one(leaf, name, str) for name in _LEAF_TEXTS}
+    numbers = {name: _one(leaf, name, int) for name in _LEAF_NUMBERS}
+    return IssuedLeaf(**texts, **numbers)
+
+
+_LEAF_TEXTS = ("chain_pem", "service", "service_uri", "root_id", "signing_key_id")
+_LEAF_NUMBERS = ("serial", "not_before", "not_after", "index")
+
+
+def _decode_error(document: dict[str, Any]) -> CaserverError:
+    kind, detail = _one(document, "kind", str), _one(document, "detail", str)
+    if kind == RateLimited.__name__:
+        return RateLimited(detail, float(_one(document, "retry_after", float | int)))
+    return from_kind(kind, detail)
+
+
+def _document(frame: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(frame)
+    except (ValueError, RecursionError) as exc:
+        # The frame itself stays out of the message: it may hold a token.
+        raise InvalidRequest("an internal frame is not JSON") from exc
+    if not isinstance(document, dict):
+        raise InvalidRequest("an internal frame is not a JSON object")
+    if document.get("version") != CODEC_VERSION:
+        raise InvalidRequest(
+            f"an internal frame has version {document.get('version')!r}, this node speaks {CODEC_VERSION}; "
+            "run the same version on every node"
+        )
+    return document
+
+
+def _one(document: dict[str, Any], name: str, kind: Any) -> Any:
+    value = document.get(name)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InvalidRequest(f"an internal frame has no valid {name}")
+    return value
+
+
+def _texts(document: dict[str, Any], name: str) -> tuple[str, ...]:
+    values = _one(document, name, list)
+    if not all(isinstance(each, str) for each in values):
+        raise InvalidRequest(f"an internal frame has no valid {name}")
+    return tuple(values)
