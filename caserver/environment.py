@@ -11,7 +11,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
@@ -124,3 +124,17 @@ class InlineWorkers:
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Call ``function(*args)`` here and now."""
         return function(*args)
+
+
+async def within(clock: Clock, seconds: float, awaitable: Awaitable[T]) -> T:
+    """Await with a deadline on ``clock``; TimeoutError once it passes, and what was awaited is cancelled."""
+    work = asyncio.ensure_future(awaitable)
+    timer = asyncio.ensure_future(clock.sleep(seconds))
+    try:
+        await asyncio.wait((work, timer), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise TimeoutError
+        return work.result()
+    finally:
+        timer.cancel()
+        work.cancel()

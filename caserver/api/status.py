@@ -1,0 +1,48 @@
+"""The one place where errors meet HTTP: which status an error has and which text it shows.
+
+Where Consul answers a caller's mistake with 500, the status here is 4xx and the text stays Consul's.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from caserver import errors
+
+# The most derived class decides; every class of the tree finds an entry through its bases.
+_STATUS: dict[type[errors.CaserverError], int] = {
+    errors.CaserverError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.PermissionDenied: HTTPStatus.FORBIDDEN,
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.Conflict: HTTPStatus.CONFLICT,
+    errors.ConnectDisabled: HTTPStatus.INTERNAL_SERVER_ERROR,  # Consul's, and its clients look for it
+    errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.NoLeader: HTTPStatus.INTERNAL_SERVER_ERROR,  # Consul's, and its clients retry on it
+    errors.ProviderRefused: HTTPStatus.BAD_GATEWAY,
+}
+UNKNOWN_OUTCOME = "outcome unknown, read before repeating"
+INTERNAL_ERROR = "internal error"
+
+OK = int(HTTPStatus.OK)
+MOVED = int(HTTPStatus.MOVED_PERMANENTLY)
+BAD_REQUEST = int(HTTPStatus.BAD_REQUEST)
+NOT_FOUND = int(HTTPStatus.NOT_FOUND)
+METHOD_NOT_ALLOWED = int(HTTPStatus.METHOD_NOT_ALLOWED)
+SLOW_REQUEST = int(HTTPStatus.REQUEST_TIMEOUT)
+BUG = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+NOT_READY = int(HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def status_of(error: errors.CaserverError) -> int:
+    """Status code of an error."""
+    return next(int(_STATUS[each]) for each in type(error).__mro__ if each in _STATUS)
+
+
+def text_of(error: errors.CaserverError) -> str:
+    """What the body says; an unresolvable outcome always says so first."""
+    if isinstance(error, errors.CommitUnknown) and not error.detail.startswith(UNKNOWN_OUTCOME):
+        return f"{UNKNOWN_OUTCOME}\n{error.detail}" if error.detail else UNKNOWN_OUTCOME
+    return error.detail

@@ -1,0 +1,178 @@
+"""Gets an operation done by whoever leads: here, or one hop away; a fail-over is a pause for the caller, not an error.
+
+A call that finds no leader is held and tried again until ``hold_timeout``. Trying again is safe because signing is never
+de-duplicated (an orphan booking expires) and because a change of the configuration carries a request id, drawn once, by
+which the authority finds its first effect. A change whose outcome stays open ends as ``CommitUnknown``, whatever the later
+tries said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Protocol
+
+from caserver.authority.ports import Log
+from caserver.environment import Clock, Entropy, within
+from caserver.errors import CaserverError, CommitFailed, CommitUnknown, NoLeader, NotInitialized, NotLeader, Unavailable
+from caserver.raft.ports import Leadership
+from caserver.requests import (
+    Answer,
+    Caller,
+    ChangeConfiguration,
+    ReadIndex,
+    Request,
+    decode_answer,
+    encode_request,
+)
+from caserver.state.model import CAState
+
+HELD_MAX = 4096  # calls waiting for a leader at once
+HELD_BYTES_MAX = 32 * 1024 * 1024  # and their size together
+_REQUEST_ID_BYTES = 16
+_BACKOFF = 0.05  # seconds before the second try while nothing seems to change; doubles up to
+_BACKOFF_MAX = 0.5
+_SUSPICION = 0.25  # seconds after which an unanswered hop is raced against a change of leader
+_READ_DEADLINE = 5.0  # seconds for one try
+_SIGN_DEADLINE = 10.0
+_CHANGE_DEADLINE = 120.0  # covers generating an RSA-4096 key and a slow backend
+
+_Route = tuple[str | None, bool, int]
+
+
+class Hop(Protocol):
+    """One hop to another node."""
+
+    async def send(self, node: str, frame: bytes, deadline: float) -> bytes:
+        """Deliver one frame and return the answer frame; ``deadline`` in seconds.
+
+        NotLeader if the frame certainly was not delivered, CommitUnknown if it may have been.
+        """
+        ...
+
+
+def route(_state: CAState, leadership: Leadership) -> _Route:
+    """Selector of ``Log.changed``: everything that decides where an operation goes."""
+    return leadership.leader, leadership.is_leader, leadership.term
+
+
+class Leader:
+    """``execute`` runs an operation on the leader and returns its answer."""
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        execute: Callable[[Caller, Request], Awaitable[Answer]],
+        hop: Hop,
+        clock: Clock,
+        entropy: Entropy,
+        hold_timeout: float = 7.0,
+    ) -> None:
+        self._log = log
+        self._execute = execute
+        self._hop = hop
+        self._clock = clock
+        self._entropy = entropy
+        self._hold_timeout = hold_timeout  # seconds
+        self._held = 0
+        self._held_bytes = 0
+
+    async def execute(self, caller: Caller, request: Request) -> Answer:
+        """Do ``request`` on the leader. Raises what the authority raised; NoLeader if none was found in time."""
+        if not caller.request_id:
+            caller = replace(caller, request_id=self._entropy.bytes(_REQUEST_ID_BYTES).hex())
+        try:
+            return await self._once(caller, request)
+        except (NotLeader, CommitFailed, CommitUnknown, NotInitialized) as exc:
+            return await self._hold(caller, request, exc)
+
+    async def _once(self, caller: Caller, request: Request) -> Answer:
+        leadership = self._log.leadership
+        if leadership.is_leader:
+            return await self._execute(caller, request)
+        leader = leadership.leader
+        if leader is None or leader == leadership.node:
+            raise NotLeader("no leader is known")
+        return await self._forward(leader, caller, request)
+
+    async def _forward(self, node: str, caller: Caller, request: Request) -> Answer:
+        """One hop; given up early if the leader changes while the answer is awaited."""
+        seen = route(self._log.state, self._log.leadership)
+        send = asyncio.ensure_future(self._hop.send(node, encode_request(caller, request), _deadline(request)))
+        changed: asyncio.Future[_Route] | None = None
+        try:
+            await asyncio.wait((send,), timeout=_SUSPICION)
+            if not send.done():
+                changed = asyncio.ensure_future(self._log.changed(route, seen))
+                await asyncio.wait((send, changed), return_when=asyncio.FIRST_COMPLETED)
+            if not send.done():
+                raise CommitUnknown(f"{node} ceased to lead before it answered")
+            return decode_answer(send.result())
+        finally:
+            send.cancel()
+            if changed is not None:
+                changed.cancel()
+
+    async def _hold(self, caller: Caller, request: Request, first: Unavailable) -> Answer:
+        """Try again until it works or ``hold_timeout`` is over; within the bounds on held calls."""
+        size = _size(request)
+        if self._held >= HELD_MAX or self._held_bytes + size > HELD_BYTES_MAX:
+            raise Unavailable("too many calls are waiting for a leader on this node; try again later") from first
+        self._held += 1
+        self._held_bytes += size
+        try:
+            return await self._retry(caller, request, first)
+        finally:
+            self._held -= 1
+            self._held_bytes -= size
+
+    async def _retry(self, caller: Caller, request: Request, first: Unavailable) -> Answer:
+        doubt = _doubt(request, first)
+        last = first
+        until = self._clock.monotonic() + self._hold_timeout
+        backoff = _BACKOFF
+        while (left := until - self._clock.monotonic()) > 0:
+            await self._pause(min(left, backoff), left)
+            backoff = min(2 * backoff, _BACKOFF_MAX)
+            try:
+                return await self._once(caller, request)
+            except (NotLeader, CommitFailed, CommitUnknown, NotInitialized) as exc:
+                last = exc
+                doubt = _doubt(request, exc) or doubt
+            except CaserverError as exc:
+                # A refusal after an open outcome may be the echo of our own first try.
+                raise doubt or exc from exc
+        raise doubt or _final(last)
+
+    async def _pause(self, backoff: float, left: float) -> None:
+        """Wait for a reason to try again: a change of leadership if there is no leader, else a moment."""
+        leadership = self._log.leadership
+        if leadership.is_leader or leadership.leader not in {None, leadership.node}:
+            await self._clock.sleep(backoff * self._entropy.uniform(0.5, 1.0))
+            return
+        with contextlib.suppress(TimeoutError):
+            await within(self._clock, left, self._log.changed(route, route(self._log.state, leadership)))
+
+
+def _doubt(request: Request, error: Unavailable) -> CommitUnknown | None:
+    return error if isinstance(error, CommitUnknown) and isinstance(request, ChangeConfiguration) else None
+
+
+def _final(last: Unavailable) -> Unavailable:
+    """What the caller is told when the time is over."""
+    return last if isinstance(last, (NotInitialized, CommitFailed)) else NoLeader()
+
+
+def _deadline(request: Request) -> float:
+    if isinstance(request, ReadIndex):
+        return _READ_DEADLINE
+    return _CHANGE_DEADLINE if isinstance(request, ChangeConfiguration) else _SIGN_DEADLINE
+
+
+def _size(request: Request) -> int:
+    if isinstance(request, ReadIndex):
+        return 0
+    return len(request.body) if isinstance(request, ChangeConfiguration) else sum(map(len, request.csrs))
