@@ -268,7 +268,7 @@ class Fields:
                 return default
             case str():
                 seconds = self._parsed_duration(key, value)
-            case int() | float() if _finite(value):
+            case int() | float() if _finite(value) and abs(value) <= _DURATION_MAX:
                 seconds = value / 10**9
             case _:
                 self._wrong_type(key, "time.Duration", value, 'use a duration such as "72h"')
@@ -300,7 +300,7 @@ class Fields:
 
     def finish(self, *, also_known: Collection[str] = ()) -> None:
         """Note every key that nobody asked for, naming the nearest key that is known."""
-        known = [*self._asked.values(), *also_known]
+        known = {*self._asked.values(), *also_known}
         allowed = {self._fold(key) for key in known}
         for folded, (key, _) in self._given.items():
             if folded in allowed:
