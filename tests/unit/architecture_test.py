@@ -55,7 +55,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "internode": {"", "identity", "keyring", "membership"},
         "config": {"", "agent_config", "document"},
     },
-    {"telemetry": {"", "logs"}, "": {"", "environment", "errors", "fields"}},
+    {"telemetry": {"", "logs"}, "": {"", "environment", "errors", "fields", "gojson"}},
 )
 
 # (importing package or module, imported module): why this one may look up or sideways.
