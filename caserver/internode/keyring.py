@@ -1,8 +1,8 @@
 """The keys that one ``cluster_secret`` yields: what seals, and what signs node certificates.
 
 A cluster secret is 32 random bytes in base64 (``caserver keygen``). HKDF-SHA-256 with separate labels derives from each
-one a sealing key (AES-256-GCM) and the inter-node CA key (P-256). The first secret of the list seals and issues, all of
-them open and verify, so that a secret can be changed without a stop.
+one a sealing key (AES-256-GCM), the inter-node CA key (P-256) and each node's own key. The first secret of the list seals
+and issues, all of them open and verify, so that a secret can be changed without a stop.
 
 A sealed value is ``key id (8) | nonce (12) | ciphertext and tag``; the associated data says what the value is, so that a
 sealed token cannot be passed off as a sealed key.
@@ -55,18 +55,25 @@ class _Derived:
     key_id: bytes
     cipher: AESGCM = field(repr=False)
     ca_key: ec.EllipticCurvePrivateKey = field(repr=False)
+    node_seed: bytes = field(repr=False)
+
+
+def _labelled(secret: bytes, label: bytes, length: int) -> bytes:
+    return HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=b"caserver/v1/" + label).derive(secret)
+
+
+def _p256_key(secret: bytes, label: bytes) -> ec.EllipticCurvePrivateKey:
+    # 48 bytes reduced mod (n-1) leave a bias below 2^-128 (FIPS 186-5 A.2.1).
+    scalar = int.from_bytes(_labelled(secret, label, 48), "big") % (_P256_ORDER - 1) + 1
+    return ec.derive_private_key(scalar, ec.SECP256R1())
 
 
 def _derive(secret: bytes) -> _Derived:
-    def labelled(label: bytes, length: int) -> bytes:
-        return HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=b"caserver/v1/" + label).derive(secret)
-
-    # 48 bytes reduced mod (n-1) leave a bias below 2^-128 (FIPS 186-5 A.2.1).
-    scalar = int.from_bytes(labelled(b"internode-ca", 48), "big") % (_P256_ORDER - 1) + 1
     return _Derived(
-        key_id=hashlib.sha256(labelled(b"key-id", 32)).digest()[:_KEY_ID_BYTES],
-        cipher=AESGCM(labelled(b"seal", 32)),
-        ca_key=ec.derive_private_key(scalar, ec.SECP256R1()),
+        key_id=hashlib.sha256(_labelled(secret, b"key-id", 32)).digest()[:_KEY_ID_BYTES],
+        cipher=AESGCM(_labelled(secret, b"seal", 32)),
+        ca_key=_p256_key(secret, b"internode-ca"),
+        node_seed=_labelled(secret, b"internode-nodes", 32),
     )
 
 
@@ -90,6 +97,10 @@ class Keyring:
     def ca_keys(self) -> tuple[ec.EllipticCurvePrivateKey, ...]:
         """Inter-node CA keys, current first."""
         return tuple(each.ca_key for each in self._all)
+
+    def node_key(self, node: str) -> ec.EllipticCurvePrivateKey:
+        """The P-256 key of one node's certificate; who holds the secret could issue for any node anyway."""
+        return _p256_key(self._current.node_seed, b"node/" + node.encode())
 
     def seal(self, plaintext: bytes, *, purpose: str, nonce: bytes) -> Sealed:
         """Encrypt under the current key; ``nonce`` is 12 fresh random bytes, ``purpose`` must be given again to open."""
