@@ -130,6 +130,11 @@ def colon_hex(value: bytes) -> str:
     return value.hex(":")
 
 
+def is_ec(key: PrivateKey) -> bool:
+    """Whether the key is an elliptic-curve key."""
+    return isinstance(key, ec.EllipticCurvePrivateKey)
+
+
 def root_hash(key: PrivateKey | PublicKey) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512:
     """The hash with which a root of this key signs itself: SHA-384 for P-384, SHA-512 for P-521, else SHA-256."""
     if isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey):

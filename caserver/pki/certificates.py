@@ -1,0 +1,283 @@
+"""Certificate profiles: what a root, a cross-signed root and a leaf look like, and what an operator's root must look like.
+
+Profiles follow Consul's (recorded), with these repairs: serials are random, a cross-signed certificate never outlives
+its issuer or its subject, and an operator's root that would break the mesh is refused with the commands that make a good
+one. Certificates go in and out as PEM; instants, serials and keys are arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
+
+from caserver.environment import PrivateKey
+from caserver.errors import InvalidConfig, ProviderRefused
+from caserver.pki import keys
+from caserver.pki.spiffe import signing_uri
+
+ROOT_NAME_LETTERS = 8  # base 36, after "pri-"
+SERIAL_BYTES = 16
+
+_BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
+_PEM_LABEL = re.compile(r"-----BEGIN ([^-\n]+)-----")
+# What belongs to the issuer of a certificate and not to its subject: a cross-signed copy leaves it behind.
+_ISSUERS_OWN = frozenset(
+    {
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+        ExtensionOID.AUTHORITY_INFORMATION_ACCESS,
+        ExtensionOID.CRL_DISTRIBUTION_POINTS,
+        ExtensionOID.FRESHEST_CRL,
+    }
+)
+
+ROOT_KEY_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+LEAF_KEY_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=True,
+    data_encipherment=True,
+    key_agreement=True,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+LEAF_EXTENDED_KEY_USAGE = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH])
+
+_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
+
+
+def serial_from(raw16: bytes) -> int:
+    """A positive serial of exactly 127 bits, 126 of them random, from 16 random bytes (RFC 5280 4.1.2.2)."""
+    if len(raw16) != SERIAL_BYTES:
+        raise ValueError("a serial is made of 16 bytes")
+    return int.from_bytes(raw16, "big") & (2**126 - 1) | 2**126
+
+
+def root_common_name(trust_domain: str, raw: bytes) -> str:
+    """``pri-<8 of base 36>.consul.ca.<8 of the cluster id>.consul``; ``raw`` is 8 or more random bytes."""
+    number = int.from_bytes(raw, "big")
+    letters = ""
+    for _ in range(ROOT_NAME_LETTERS):
+        number, digit = divmod(number, len(_BASE36))
+        letters += _BASE36[digit]
+    return f"pri-{letters}.consul.ca.{trust_domain[:8]}.consul"
+
+
+@lru_cache(maxsize=256)
+def load_certificate(pem: str) -> x509.Certificate:
+    """The certificate in a PEM text; InvalidConfig with Consul's texts for a root that cannot be read."""
+    label = _PEM_LABEL.search(pem)
+    if label is None:
+        raise InvalidConfig("error parsing root fingerprint: no PEM-encoded data found")
+    if label[1] != "CERTIFICATE":
+        raise InvalidConfig("error parsing root fingerprint: first PEM-block should be CERTIFICATE type")
+    try:
+        return x509.load_pem_x509_certificate(pem.encode())
+    except (ValueError, x509.InvalidVersion) as exc:
+        raise InvalidConfig("error parsing root cert: asn1: structure error: the block is not a certificate") from exc
+
+
+def to_pem(certificate: x509.Certificate) -> str:
+    """PEM with a final newline."""
+    return certificate.public_bytes(Encoding.PEM).decode()
+
+
+def extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:
+    """The extension of this kind, or None."""
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def uri_sans(certificate: x509.Certificate) -> tuple[str, ...]:
+    """All URI names of a certificate."""
+    names = extension(certificate, x509.SubjectAlternativeName)
+    return () if names is None else tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
+
+
+def key_id(certificate: x509.Certificate) -> bytes | None:
+    """Subject key identifier, or None."""
+    value = extension(certificate, x509.SubjectKeyIdentifier)
+    return None if value is None else value.digest
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """What the state and the API need to know of a certificate; instants are epoch seconds."""
+
+    id: str  # SHA-1 of the DER, lower hex with colons (Consul's root id)
+    serial: int
+    not_before: int
+    not_after: int
+    key_type: str  # "ec" | "rsa"
+    key_bits: int
+    signing_key_id: str  # subject key identifier, lower hex with colons; empty if there is none
+    subject: str  # RFC 4514
+    issuer: str  # RFC 4514
+    uri_sans: tuple[str, ...]
+    is_ca: bool
+
+
+@lru_cache(maxsize=256)
+def describe(pem: str) -> CertificateFacts:
+    """Facts of one certificate; InvalidConfig with Consul's texts if it cannot be read or its key is of another kind."""
+    certificate = load_certificate(pem)
+    kind, bits = keys.key_info(certificate.public_key())
+    constraints = extension(certificate, x509.BasicConstraints)
+    return CertificateFacts(
+        id=keys.colon_hex(hashlib.sha1(certificate.public_bytes(Encoding.DER), usedforsecurity=False).digest()),
+        serial=certificate.serial_number,
+        not_before=int(certificate.not_valid_before_utc.timestamp()),
+        not_after=int(certificate.not_valid_after_utc.timestamp()),
+        key_type=kind,
+        key_bits=bits,
+        signing_key_id=keys.colon_hex(key_id(certificate) or b""),
+        subject=certificate.subject.rfc4514_string(),
+        issuer=certificate.issuer.rfc4514_string(),
+        uri_sans=uri_sans(certificate),
+        is_ca=constraints is not None and constraints.ca,
+    )
+
+
+def make_root(
+    key: PrivateKey, *, trust_domain: str, common_name: str, serial: int, not_before: datetime, not_after: datetime
+) -> str:
+    """A self-signed root for the trust domain; EC signatures are deterministic (RFC 6979)."""
+    public_key = key.public_key()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    key_identifier = x509.SubjectKeyIdentifier(keys.subject_key_id(public_key))
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(public_key)
+        .serial_number(serial)
+        .not_valid_before(not_before)
+        .not_valid_after(not_after)
+        .add_extension(ROOT_KEY_USAGE, critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(key_identifier, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_identifier), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(signing_uri(trust_domain))]), critical=False
+        )
+    )
+    return to_pem(sign_certificate(builder, key, keys.root_hash(key)))
+
+
+def sign_certificate(
+    builder: x509.CertificateBuilder, key: PrivateKey, algorithm: hashes.SHA256 | hashes.SHA384 | hashes.SHA512
+) -> x509.Certificate:
+    """Sign with RSA PKCS#1 v1.5 or deterministic ECDSA, so that no randomness enters below ``Entropy``."""
+    if keys.is_ec(key):
+        return builder.sign(key, algorithm, ecdsa_deterministic=True)
+    return builder.sign(key, algorithm)
+
+
+def issuer_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier | None:
+    """The authority key identifier of what ``issuer`` signs; None if it has no subject key identifier."""
+    digest = key_id(issuer)
+    return None if digest is None else x509.AuthorityKeyIdentifier(digest, None, None)
+
+
+def cross_sign(
+    certificate_pem: str,
+    *,
+    issuer_pem: str,
+    issuer_key: PrivateKey,
+    serial: int,
+    not_before: datetime,
+    not_after: datetime,
+) -> str:
+    """A certificate with the subject, key and extensions of ``certificate_pem``, signed by ``issuer_pem``'s key.
+
+    Keys of any two kinds go together. What describes the former issuer (AKI, CRL and AIA pointers) is replaced or left
+    out. The validity is cut to that of issuer and subject, so that no verifier meets a certificate that outlives its
+    issuer; ProviderRefused if nothing is left of it.
+    """
+    target = load_certificate(certificate_pem)
+    issuer = load_certificate(issuer_pem)
+    starts = max(not_before, issuer.not_valid_before_utc)
+    ends = min(not_after, issuer.not_valid_after_utc, target.not_valid_after_utc)
+    if ends <= starts:
+        raise ProviderRefused(
+            f"cannot cross-sign: the root {issuer.subject.rfc4514_string()} is valid until "
+            f"{issuer.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ} and the new root until "
+            f"{target.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}; set ForceWithoutCrossSigning to rotate without it"
+        )
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(target.subject)
+        .issuer_name(issuer.subject)
+        .public_key(target.public_key())
+        .serial_number(serial)
+        .not_valid_before(starts)
+        .not_valid_after(ends)
+    )
+    for each in _subjects_extensions(target):
+        builder = builder.add_extension(each.value, each.critical)
+    authority = issuer_key_identifier(issuer)
+    if authority is not None:
+        builder = builder.add_extension(authority, critical=False)
+    return to_pem(sign_certificate(builder, issuer_key, hashes.SHA256()))
+
+
+def _subjects_extensions(certificate: x509.Certificate) -> list[x509.Extension[x509.ExtensionType]]:
+    return [each for each in certificate.extensions if each.oid not in _ISSUERS_OWN]
+
+
+@dataclass(frozen=True, slots=True)
+class LeafTemplate:
+    """Everything variable in a leaf; instants are epoch seconds."""
+
+    spiffe_uri: str  # canonical, ASCII
+    common_name: str  # empty = no subject, and then the SAN is critical (RFC 5280 4.2.1.6)
+    public_key: bytes  # SubjectPublicKeyInfo, DER
+    serial: int
+    not_before: int
+    not_after: int
+
+
+def leaf_builder(template: LeafTemplate, issuer: x509.Certificate) -> x509.CertificateBuilder:
+    """The leaf profile, unsigned: the reference that the fast path of ``leaf_der`` must equal byte for byte."""
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, template.common_name)] if template.common_name else []
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(template.spiffe_uri)])
+    digest = hashlib.sha256(template.public_key).digest()
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name(attributes))
+        .issuer_name(issuer.subject)
+        .public_key(load_der_public_key(template.public_key))  # type: ignore[arg-type]  # kinds are checked with the CSR
+        .serial_number(template.serial)
+        .not_valid_before(datetime.fromtimestamp(template.not_before, UTC))
+        .not_valid_after(datetime.fromtimestamp(template.not_after, UTC))
+        .add_extension(LEAF_KEY_USAGE, critical=True)
+        .add_extension(LEAF_EXTENDED_KEY_USAGE, critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier(digest), critical=False)
+    )
+    authority = issuer_key_identifier(issuer)
+    if authority is not None:
+        builder = builder.add_extension(authority, critical=False)
+    return builder.add_extension(names, critical=not template.common_name)
