@@ -180,6 +180,13 @@ def run_cli(*arguments: str, environ: Mapping[str, str] | None = None) -> subpro
     )
 
 
+def keygen() -> str:
+    """A fresh cluster secret."""
+    done = run_cli("keygen")
+    assert done.returncode == 0, f"caserver keygen: {done.stderr}"
+    return done.stdout.strip()
+
+
 class Cluster:
     """Nodes that know each other, in one directory. Use as a context manager: leaving it ends every process."""
 
@@ -192,6 +199,7 @@ class Cluster:
         settings: Mapping[str, Any] | None = None,
         extra_files: Sequence[Path] = (),
         preferred_ports: Sequence[int] = (),
+        secret: str | None = None,
         dev: bool = False,
     ) -> None:
         self.directory = directory
@@ -205,7 +213,7 @@ class Cluster:
             Node(name, directory, http_port=http, server_port=server, forward_port=forward)
             for name, (http, server, forward) in zip(names, trios, strict=True)
         ]
-        self._secret = "" if dev or len(names) == 1 else run_cli("keygen").stdout.strip()
+        self._secret = secret or (keygen() if len(names) > 1 else "")
         directory.mkdir(parents=True, exist_ok=True)
         for node in self.nodes:
             self._write_config(node)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Re-make requirements.lock: exact pins and hashes of everything that running, testing and building caserver takes.
 
-Run it with the environment's Python after a change of the dependencies in pyproject.toml:  .venv/bin/python scripts/lock
+Run it with the environment's Python after a change of the dependencies in pyproject.toml:  .venv/bin/python scripts/lock.py
 Hashes are taken of the files that pip itself downloads for each platform below, so no index is named anywhere.
 """
 
@@ -20,12 +20,20 @@ LOCK = ROOT / "requirements.lock"
 PYTHONS = ("3.11", "3.13")  # Debian 12 and 13
 MACHINES = ("x86_64", "aarch64")
 # pip does not derive the older tags from a newer one when --platform is given.
-TAGS = ("manylinux_2_34", "manylinux_2_31", "manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux_2_5", "manylinux1")
+TAGS = (
+    "manylinux_2_34",
+    "manylinux_2_31",
+    "manylinux_2_28",
+    "manylinux_2_17",
+    "manylinux2014",
+    "manylinux_2_5",
+    "manylinux1",
+)
 SOURCE_ONLY = {"pysyncobj"}  # publishes no wheel
 BUILD = ["setuptools>=80"]  # builds the source-only ones and the editable install
 HEAD = """\
 # Exact versions of everything that running, testing and building caserver takes, with the hashes of the files that
-# Python {pythons} on Linux ({machines}) may install. Made by scripts/lock from pyproject.toml; do not edit.
+# Python {pythons} on Linux ({machines}) may install. Made by scripts/lock.py from pyproject.toml; do not edit.
 """
 
 
@@ -33,7 +41,7 @@ def pip(*arguments: str) -> None:
     """Run pip, quietly; a failure ends the program with pip's own words."""
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
     if subprocess.run(command, check=False).returncode != 0:
-        raise SystemExit(f"scripts/lock: failed: {' '.join(command)}")
+        raise SystemExit(f"scripts/lock.py: failed: {' '.join(command)}")
 
 
 def wanted() -> list[str]:
