@@ -3,7 +3,7 @@
 A frame is a length (4 bytes, big-endian) and a JSON object, bytes in base64. Whatever is not in the table, exactly, is
 refused: nothing here can carry a membership change, a foreign command kind or an object to be revived.
 
-The names and fields up to ``next_node_idx`` are pysyncobj's own; the others are those of the rules put around it.
+What each message is for is told in ``guard``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +25,6 @@ LENGTH_BYTES = 4
 _LENGTH = struct.Struct(">I")
 _INT_MAX = (1 << 63) - 1
 _TEXT_MAX = 256
-_LIST_MAX = 64
 # First byte of a command: an ordinary one, or a new leader's empty entry. Never pysyncobj's membership or version commands.
 _COMMAND_KINDS = frozenset({b"\x00", b"\x01"})
 
@@ -49,26 +47,10 @@ def _boolean(given: Any) -> bool:
     return given
 
 
-def _seconds(given: Any) -> float:
-    if type(given) not in {int, float} or not math.isfinite(given) or abs(given) > _INT_MAX:
-        raise ValueError("needs a number of seconds")
-    return float(given)
-
-
 def _text(given: Any) -> str:
     if type(given) is not str or len(given) > _TEXT_MAX:
         raise ValueError(f"needs a text of at most {_TEXT_MAX} characters")
     return given
-
-
-def _text_or_none(given: Any) -> str | None:
-    return None if given is None else _text(given)
-
-
-def _texts(given: Any) -> list[str]:
-    if type(given) is not list or len(given) > _LIST_MAX:
-        raise ValueError(f"needs a list of at most {_LIST_MAX} texts")
-    return [_text(each) for each in given]
 
 
 def _bytes(given: Any) -> bytes:
@@ -111,36 +93,32 @@ class _Kind:
 
 
 _TERM = {"term": _integer}
-_LAST = {"last_log_index": _integer, "last_log_term": _integer}
 _PLACE = {"prevLogIdx": _integer_or_none, "prevLogTerm": _integer_or_none, "entries": _entries}
-# What a node says of itself beside an answer or a heartbeat.
-_SELF = {"now": _seconds, "empty": _boolean, "voter": _boolean}
 
 KINDS: Mapping[str, _Kind] = {
-    "request_vote": _Kind(_TERM | _LAST, {"transfer": _boolean}),  # transfer: on request of the present leader
+    # pysyncobj's own; ``xfer``: the present leader asked for this campaign
+    "request_vote": _Kind(_TERM | {"last_log_index": _integer, "last_log_term": _integer}, {"xfer": _boolean}),
     "response_vote": _Kind(_TERM),
     "timeout_now": _Kind(_TERM),
-    "append_entries": _Kind(_TERM | {"commit_index": _integer}, _PLACE | _SELF | {"serialized": _chunk}),
-    "next_node_idx": _Kind(
-        _TERM | {"next_node_idx": _integer, "reset": _boolean, "success": _boolean},
-        _SELF,
-    ),
-    "pre_vote": _Kind(_TERM | _LAST),  # term: the one that the sender would campaign in
-    "pre_vote_granted": _Kind(_TERM),
-    "read_index": _Kind(_TERM | {"nonce": _integer}),
-    "read_index_granted": _Kind(_TERM | {"nonce": _integer}),
-    "stale_term": _Kind(_TERM),  # term: the higher one that the sender of an old leader's message is told about
-    "state_hash": _Kind({"index": _integer, "hash": _text}),
-    # Sent to every peer as soon as the link is up, and whenever it changes.
+    "append_entries": _Kind(_TERM | {"commit_index": _integer}, _PLACE | {"serialized": _chunk}),
+    "next_node_idx": _Kind(_TERM | {"next_node_idx": _integer, "reset": _boolean, "success": _boolean}),
+    # pre-vote and its answer: ``term`` is the one that the asker would campaign in; ``lli``, ``llt`` its last entry
+    "pv": _Kind(_TERM | {"lli": _integer, "llt": _integer}),
+    "pva": _Kind(_TERM),
+    # ReadIndex and its answer: ``n`` numbers the round
+    "ri": _Kind(_TERM | {"n": _integer}),
+    "ria": _Kind(_TERM | {"n": _integer}),
+    # the sender's term, for one who is behind
+    "stale": _Kind(_TERM),
+    # what a node says of itself, first on every link and then now and again; ``wall`` in milliseconds
     "standing": _Kind(
-        _TERM | {"empty": _boolean, "voter": _boolean, "last_log_index": _integer},
         {
-            "now": _seconds,
-            "cluster_id": _text_or_none,
-            "command_version": _integer,
-            "key_ids": _texts,
-            "knows_initialised": _texts,  # nodes that the sender has seen vote or answer
-        },
+            "standing": _text,
+            "life": _text,
+            "wall": _integer,
+            "snapshot_index": _integer,
+            "snapshot_hash": _text,
+        }
     ),
 }
 
