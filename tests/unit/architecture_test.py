@@ -23,7 +23,7 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 
 # Top to bottom; a package stands for itself ("" is its __init__). Imports go downwards, or stay within one package.
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
-    {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "operator"}},
+    {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output"}},
     {"": {"daemon"}},
     {"api": {"", "agent", "connect_ca", "operator", "query", "routes", "server", "status"}},
     {"": {"leaf_cache"}},
@@ -53,13 +53,14 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {
         "pki": {"", "certificates", "chain", "csr", "keys", "leaf_der", "proof", "spiffe", "tls"},
         "internode": {"", "identity", "keyring", "membership"},
-        "config": {"", "agent_config", "document"},
+        "config": {"", "agent_config", "consul_keys", "document", "sources"},
     },
     {"telemetry": {"", "logs"}, "": {"", "environment", "errors", "fields", "gojson"}},
 )
 
 # (importing package or module, imported module): why this one may look up or sideways.
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("caserver.config", "caserver.internode.keyring"): "what a cluster secret is, only the keyring says",
     ("caserver.providers", "caserver.authority.ports"): "a port belongs to its user; providers speak in its values",
     ("caserver.state", "caserver.raft.ports"): "the state machine matches the log's port and selects on its Leadership",
     ("caserver.internode", "caserver.pki"): "node certificates are certificates; TLS contexts have one home",

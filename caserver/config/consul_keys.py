@@ -1,0 +1,68 @@
+"""Keys of Consul's agent configuration that a caserver node accepts without effect, so that a file can be kept.
+
+A key belongs here only if ignoring it harms nobody. What would protect something (``acl``, ``addresses``, the request
+filters of ``http_config``) is refused instead: silence would leave a door open.
+"""
+
+from __future__ import annotations
+
+# Dotted table ("" is the top level) -> keys. A value of any shape is accepted.
+IGNORED: dict[str, frozenset[str]] = {
+    "": frozenset(
+        """
+        advertise_addr advertise_addr_wan advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan_ipv4
+        advertise_addr_wan_ipv6 advertise_reconnect_timeout alt_domain auto_encrypt autopilot bootstrap
+        cache check check_output_max_size check_update_interval checks config_entries default_query_time
+        disable_anonymous_signature disable_coordinates disable_host_node_id disable_http_unprintable_char_filter
+        disable_keyring_file disable_remote_exec disable_update_check discard_check_output discovery_max_stale
+        dns_config domain enable_agent_tls_for_checks enable_central_service_config enable_debug
+        enable_local_script_checks enable_script_checks enable_syslog encrypt encrypt_verify_incoming
+        encrypt_verify_outgoing gossip_lan gossip_wan leave_on_terminate log_file log_rotate_bytes log_rotate_duration
+        log_rotate_max_files max_query_time node_id node_meta non_voting_server pid_file primary_datacenter
+        primary_gateways primary_gateways_interval protocol raft_protocol raft_snapshot_interval
+        raft_snapshot_threshold raft_trailing_logs read_replica reconnect_timeout reconnect_timeout_wan recursors
+        rejoin_after_leave retry_interval retry_interval_wan retry_max retry_max_wan rpc segment segments serf_lan
+        serf_lan_allowed_cidrs serf_wan serf_wan_allowed_cidrs server server_name service services session_ttl_min
+        skip_leave_on_interrupt syslog_facility telemetry tls_cipher_suites tls_min_version
+        tls_prefer_server_cipher_suites translate_wan_addrs ui ui_config ui_content_path ui_dir unix_sockets
+        use_streaming_backend verify_incoming_rpc verify_outgoing verify_server_hostname watches
+        """.split()  # noqa: SIM905 - ninety quoted words hide the typing mistake that a plain list shows
+    ),
+    "connect": frozenset({"enable_mesh_gateway_wan_federation", "enable_serverless_plugin"}),
+    "ports": frozenset(
+        {
+            "dns",
+            "expose_max_port",
+            "expose_min_port",
+            "grpc",
+            "grpc_tls",
+            "serf_lan",
+            "serf_wan",
+            "sidecar_max_port",
+            "sidecar_min_port",
+        }
+    ),
+    "performance": frozenset({"grpc_keepalive_interval", "grpc_keepalive_timeout", "leave_drain_time"}),
+    "limits": frozenset(
+        {
+            "https_handshake_timeout",
+            "kv_max_value_size",
+            "rpc_client_timeout",
+            "rpc_handshake_timeout",
+            "rpc_max_burst",
+            "rpc_max_conns_per_client",
+            "rpc_rate",
+            "txn_max_req_len",
+        }
+    ),
+    "http_config": frozenset({"max_header_bytes", "response_headers", "use_cache"}),
+}
+
+# Ways to find other servers, all replaced by peer blocks: meaningless beside them, an error without them.
+JOIN_KEYS = ("retry_join", "start_join", "retry_join_wan", "start_join_wan", "bootstrap_expect")
+
+# Keys that promise protection which this agent does not give under that name: refused with the way out.
+REFUSED: dict[str, str] = {
+    "acl": "access control lists are not part of this version; remove the block and restrict who reaches the listener",
+    "addresses": "use client_addr for the HTTP listeners",
+}
