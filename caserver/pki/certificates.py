@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from caserver.environment import PrivateKey
 from caserver.errors import InvalidConfig, ProviderRefused
+from caserver.fields import Fault
 from caserver.pki import keys
 from caserver.pki.spiffe import signing_uri
 
@@ -281,3 +284,229 @@ def leaf_builder(template: LeafTemplate, issuer: x509.Certificate) -> x509.Certi
     if authority is not None:
         builder = builder.add_extension(authority, critical=False)
     return builder.add_extension(names, critical=not template.common_name)
+
+
+# --- An operator's root -------------------------------------------------------------------------------------------------
+
+_ROOT = "RootCert"
+_MAY_BE_CRITICAL = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+        ExtensionOID.NAME_CONSTRAINTS,
+    }
+)
+_SOUND_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+
+
+def operator_root_commands(trust_domain: str, now: datetime) -> str:
+    """Shell lines that make ``root.key`` and ``root.crt``, a root which ``operator_root_faults`` accepts.
+
+    They stand for themselves: no openssl.cnf is read. The instant in the name keeps two such roots apart, because chains
+    are found by name first.
+    """
+    return (
+        "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out root.key\n"
+        "openssl req -x509 -new -config /dev/null -key root.key -sha256 -days 3650"
+        f' -subj "/CN=Connect CA Root {now:%Y%m%d%H%M%S}"'
+        ' -addext "basicConstraints=critical,CA:TRUE"'
+        ' -addext "keyUsage=critical,digitalSignature,keyCertSign,cRLSign"'
+        ' -addext "subjectKeyIdentifier=hash"'
+        f' -addext "subjectAltName=URI:{signing_uri(trust_domain)}"'
+        " -out root.crt"
+    )
+
+
+def operator_root_faults(
+    pem: str, key: PrivateKey | None, *, trust_domain: str, now: datetime, leaf_ttl: int
+) -> list[Fault]:
+    """Everything that keeps an operator's root from signing leaves that every verifier of the mesh accepts.
+
+    ``key`` None compares no key (it lives elsewhere); ``leaf_ttl`` is in seconds. An empty list accepts. The remedy of
+    the last fault ends in commands that make a root without any of them. Sources: RFC 5280 4.2.1, SPIFFE X509-SVID 4.
+    """
+    faults = _root_faults(pem, key, trust_domain=trust_domain, now=now, leaf_ttl=leaf_ttl)
+    if not faults:
+        return []
+    commands = operator_root_commands(trust_domain, now)
+    guide = (
+        "the following commands make a key and a root that are accepted (leave out the first one to keep the key in "
+        f"root.key; then give root.key as PrivateKey and root.crt as RootCert):\n{commands}"
+    )
+    last = faults[-1]
+    remedy = f"{last.remedy}; {guide}" if last.remedy else guide
+    return [*faults[:-1], replace(last, remedy=remedy)]
+
+
+def _root_faults(pem: str, key: PrivateKey | None, *, trust_domain: str, now: datetime, leaf_ttl: int) -> list[Fault]:
+    try:
+        certificate = load_certificate(pem)
+    except InvalidConfig as refused:
+        return [Fault(_ROOT, "no certificate can be read from it", "give one root certificate in PEM", refused.detail)]
+    block = _refuse_surroundings(pem)
+    try:
+        list(certificate.extensions)
+        public_key = certificate.public_key()
+        certificate.subject.rfc4514_string()
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return [*block, Fault(_ROOT, "its names, key or extensions cannot be parsed")]
+    return [
+        *block,
+        *_key_faults(public_key, key),
+        *_signature_faults(certificate),
+        *_authority_faults(certificate),
+        *_identifier_faults(certificate),
+        *_name_faults(certificate, signing_uri(trust_domain)),
+        *_validity_faults(certificate, now, leaf_ttl),
+    ]
+
+
+def _refuse_surroundings(pem: str) -> list[Fault]:
+    text = pem.strip()
+    count = len(_PEM_LABEL.findall(text))
+    if count > 1:
+        return [Fault(_ROOT, f"holds {count} PEM blocks", "give the root certificate alone")]
+    if not text.startswith("-----BEGIN ") or not text.endswith("-----END CERTIFICATE-----"):
+        return [Fault(_ROOT, "has text around the certificate", "give the PEM block alone")]
+    return []
+
+
+def _key_faults(public_key: object, key: PrivateKey | None) -> list[Fault]:
+    if not isinstance(public_key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
+        heading = "error extracting root key info: unsupported key type"
+        return [Fault(_ROOT, "its key is neither EC nor RSA", "make a root with an EC or RSA key", heading)]
+    fault = keys.public_key_fault(public_key)
+    if fault is not None:
+        return [Fault(_ROOT, f"its key is refused: {fault}", "make a root with a key of P-256 or RSA-2048 or better")]
+    if key is not None and keys.public_key_der(key.public_key()) != keys.public_key_der(public_key):
+        return [
+            Fault("PrivateKey", "does not belong to RootCert", "give the key that the root certificate was made with")
+        ]
+    return []
+
+
+def _signature_faults(certificate: x509.Certificate) -> list[Fault]:
+    if not certificate.subject.rdns:
+        return [Fault(_ROOT, "its subject is empty", "give the root a common name")]
+    if certificate.subject.public_bytes() not in certificate.tbs_certificate_bytes:
+        return [
+            Fault(_ROOT, "its subject is encoded in a way that cannot be repeated in what it signs", "use a plain name")
+        ]
+    if not isinstance(certificate.signature_hash_algorithm, _SOUND_HASHES):
+        return [Fault(_ROOT, "is not signed with SHA-256, SHA-384 or SHA-512", "sign it with SHA-256")]
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (ValueError, TypeError, InvalidSignature):
+        return [Fault(_ROOT, "is not self-signed", "give a root, not an intermediate CA certificate")]
+    return []
+
+
+def _authority_faults(certificate: x509.Certificate) -> list[Fault]:
+    """What must be there for verifiers to take it as a CA."""
+    faults = []
+    constraints = extension(certificate, x509.BasicConstraints)
+    if constraints is None:
+        faults.append(Fault(_ROOT, "has no Basic Constraints", "make it with basicConstraints=critical,CA:TRUE"))
+    elif not constraints.ca:
+        faults.append(Fault(_ROOT, "is not a CA (CA:FALSE)", "make it with basicConstraints=critical,CA:TRUE"))
+    elif constraints.path_length is not None:
+        problem = f"limits the path length to {constraints.path_length}, which cross-signed chains exceed"
+        faults.append(Fault(_ROOT, problem, "make it without pathlen"))
+    elif not certificate.extensions.get_extension_for_class(x509.BasicConstraints).critical:
+        faults.append(Fault(_ROOT, "its Basic Constraints are not critical", "write critical,CA:TRUE"))
+    usage = extension(certificate, x509.KeyUsage)
+    if usage is None:
+        faults.append(Fault(_ROOT, "has no Key Usage", "make it with keyUsage=critical,keyCertSign,cRLSign"))
+    elif not usage.key_cert_sign:
+        faults.append(
+            Fault(_ROOT, "its Key Usage lacks keyCertSign", "make it with keyUsage=critical,keyCertSign,cRLSign")
+        )
+    purposes = extension(certificate, x509.ExtendedKeyUsage)
+    if purposes is not None and not set(LEAF_EXTENDED_KEY_USAGE) <= set(purposes):
+        faults.append(Fault(_ROOT, "its Extended Key Usage lacks clientAuth or serverAuth", "make it without one"))
+    return faults
+
+
+def _identifier_faults(certificate: x509.Certificate) -> list[Fault]:
+    """What must be there for verifiers to find their way along a chain."""
+    faults = []
+    own = key_id(certificate)
+    if not own:
+        faults.append(Fault(_ROOT, "has no Subject Key Identifier", "make it with subjectKeyIdentifier=hash"))
+    authority = extension(certificate, x509.AuthorityKeyIdentifier)
+    if own and authority is not None and authority.key_identifier not in (None, own):
+        faults.append(
+            Fault(_ROOT, "its Authority Key Identifier names another key", "make it with authorityKeyIdentifier=keyid")
+        )
+    unknown = [
+        each.oid.dotted_string for each in certificate.extensions if each.critical and each.oid not in _MAY_BE_CRITICAL
+    ]
+    if unknown:
+        problem = f"has critical extensions that proxies may not know ({', '.join(unknown)})"
+        faults.append(Fault(_ROOT, problem, "make it without them"))
+    return faults
+
+
+def _name_faults(certificate: x509.Certificate, uri: str) -> list[Fault]:
+    names = extension(certificate, x509.SubjectAlternativeName)
+    if names is None:
+        return [
+            Fault(_ROOT, f"does not carry the URI of this cluster, {uri}", f"make it with subjectAltName=URI:{uri}")
+        ]
+    faults = []
+    if list(uri_sans(certificate)) != [uri]:
+        given = ", ".join(repr(each) for each in uri_sans(certificate)) or "none"
+        faults.append(
+            Fault(
+                _ROOT,
+                f"its URI names are {given}; the only one must be {uri}",
+                f"make it with subjectAltName=URI:{uri}",
+            )
+        )
+    if len(list(names)) > len(uri_sans(certificate)):
+        faults.append(
+            Fault(_ROOT, "carries names beside the URI of the cluster", f"make it with subjectAltName=URI:{uri} alone")
+        )
+    limits = extension(certificate, x509.NameConstraints)
+    if limits is not None and not permits_uri(limits, uri):
+        faults.append(Fault(_ROOT, "its Name Constraints exclude the URIs of this cluster", "make it without them"))
+    return faults
+
+
+def permits_uri(limits: x509.NameConstraints, uri: str) -> bool:
+    """Whether name constraints allow a URI (RFC 5280 4.2.1.10): only constraints on URIs matter, by host.
+
+    A constraint that begins with a dot means any host below it, else that very host.
+    """
+    host = uri.partition("://")[2].partition("/")[0].lower()
+
+    def covers(name: x509.GeneralName) -> bool:
+        if not isinstance(name, x509.UniformResourceIdentifier):
+            return False
+        wanted = name.value.lower()
+        return host.endswith(wanted) if wanted.startswith(".") else host == wanted
+
+    permitted = [each for each in limits.permitted_subtrees or () if isinstance(each, x509.UniformResourceIdentifier)]
+    if permitted and not any(covers(each) for each in permitted):
+        return False
+    return not any(covers(each) for each in limits.excluded_subtrees or ())
+
+
+def _validity_faults(certificate: x509.Certificate, now: datetime, leaf_ttl: int) -> list[Fault]:
+    starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if starts > now:
+        return [
+            Fault(_ROOT, f"is not yet valid: it begins at {_utc(starts)} and now is {_utc(now)}", "check the clocks")
+        ]
+    if ends <= now:
+        return [Fault(_ROOT, f"expired at {_utc(ends)}", "make a new one")]
+    if ends < now + timedelta(seconds=leaf_ttl):
+        problem = f"ends at {_utc(ends)}, before a leaf of {leaf_ttl} seconds issued now would"
+        return [Fault(_ROOT, problem, "make one that lives longer, or shorten LeafCertTTL")]
+    return []
+
+
+def _utc(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%dT%H:%M:%SZ}"

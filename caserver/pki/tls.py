@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterable
-from typing import Protocol
 
 from cryptography import x509
 
@@ -20,14 +19,6 @@ _TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 TLS13 = ssl.TLSVersion.TLSv1_3
 TLS12 = ssl.TLSVersion.TLSv1_2
-
-
-class _Peer(Protocol):
-    """What ``ssl.SSLObject`` and ``ssl.SSLSocket`` have in common here."""
-
-    def getpeercert(self, binary_form: bool = ...) -> dict[str, object] | bytes | None:  # noqa: FBT001 - ssl's signature
-        """The peer's certificate."""
-        ...
 
 
 def server_context(
@@ -97,10 +88,10 @@ def _load_identity(context: ssl.SSLContext, cert_chain_pem: str, key_pem: Secret
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
 
 
-def peer_uris(connection: _Peer) -> tuple[str, ...]:
+def peer_uris(connection: ssl.SSLObject | ssl.SSLSocket) -> tuple[str, ...]:
     """All URI names in the certificate of the verified peer; empty if it presented none."""
     der = connection.getpeercert(binary_form=True)
-    if not isinstance(der, bytes):
+    if der is None:
         return ()
     certificate = x509.load_der_x509_certificate(der)
     try:
@@ -110,7 +101,7 @@ def peer_uris(connection: _Peer) -> tuple[str, ...]:
     return tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
 
 
-def peer_uri(connection: _Peer) -> str | None:
+def peer_uri(connection: ssl.SSLObject | ssl.SSLSocket) -> str | None:
     """The one URI of the verified peer; None if it has no certificate, or one with no URI or with several."""
     uris = peer_uris(connection)
     return uris[0] if len(uris) == 1 else None
