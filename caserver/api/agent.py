@@ -1,0 +1,51 @@
+"""Handlers of ``/v1/agent/connect/ca``: the trust bundle and a service's leaf, as an agent serves them from its cache."""
+
+from __future__ import annotations
+
+from caserver import wire
+from caserver.api.connect_ca import check_enabled, roots_body
+from caserver.api.query import Body, Call, NodeView, Reply, block, check_datacenter, initialized, metadata, patience
+from caserver.errors import InvalidQuery
+from caserver.leaf_cache import CachedLeaf
+from caserver.state.lifecycle import roots_index
+
+
+async def get_roots(node: NodeView, call: Call) -> Reply:
+    """The trust bundle out of this node's state; ``Age`` is how long ago the leader was heard."""
+    check_enabled(node)
+    check_datacenter(node, call.options)
+    state = node.log.state if node.log.state.active_root is not None else await initialized(node, call)
+    waited = await block(node, call.options, roots_index)
+    state = node.log.state if waited else state
+    headers = metadata(node, state.roots_index) | _cache_headers(hit=not waited, age=node.log.leadership.last_contact)
+    return Reply(roots_body(node, state, pretty=call.options.pretty or node.dev), headers)
+
+
+async def get_leaf(node: NodeView, call: Call) -> Reply:
+    """The leaf of the service named by the rest of the path, with its private key."""
+    if call.options.namespace_fault:
+        raise InvalidQuery(call.options.namespace_fault)
+    check_enabled(node)
+    check_datacenter(node, call.options)
+    options, caller = call.options, call.caller(node)
+    if options.index:
+        with node.blocked.slot():
+            cached = await node.leaf_cache.leaf(
+                caller, call.tail, after=options.index, wait=patience(options), fresh=options.fresh
+            )
+    else:
+        cached = await node.leaf_cache.leaf(caller, call.tail, fresh=options.fresh)
+    headers = _cache_headers(hit=cached.hit, age=cached.age) | {"X-Consul-Index": str(cached.leaf.index)}
+    return Reply(_leaf_body(cached, pretty=options.pretty or node.dev), headers)
+
+
+def _leaf_body(cached: CachedLeaf, *, pretty: bool) -> Body:
+    body = cached.memo.get(pretty)
+    if not isinstance(body, Body):
+        body = Body(wire.render(wire.encode_leaf(cached.leaf, cached.key_pem), pretty=pretty))
+        cached.memo[pretty] = body
+    return body
+
+
+def _cache_headers(*, hit: bool, age: float) -> dict[str, str]:
+    return {"X-Cache": "HIT", "Age": str(int(age))} if hit else {"X-Cache": "MISS"}

@@ -1,0 +1,347 @@
+"""What one HTTP request asks besides its path: options, token, freshness, patience; and what a handler gives back.
+
+Options are parsed before a handler runs, in Consul's order and with its texts. A read is served from this node's state
+once that state is as fresh as was asked for; a blocking query waits for the index to pass the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
+
+from caserver.authority.ports import Log
+from caserver.environment import Clock, Entropy, within
+from caserver.errors import InvalidQuery, InvalidRequest, NotInitialized, Unavailable
+from caserver.fields import Secret, go_duration
+from caserver.forwarding.leader import Leader
+from caserver.leaf_cache import LeafCache
+from caserver.raft.ports import Leadership
+from caserver.requests import Caller, ReadAt, ReadIndex
+from caserver.state.model import CAState
+
+WAIT_DEFAULT = 300.0  # seconds a blocking query waits unless told (Consul: DefaultQueryTime)
+WAIT_MAX = 600.0  # and at most (Consul: MaxQueryTime)
+JITTER = 16  # up to a sixteenth of the wait is added (Consul: JitterFraction)
+APPLY_DEADLINE = 5.0  # seconds for the local state to reach an index that the leader named
+INITIALIZE_DEADLINE = 7.0  # seconds for which a read is held while the CA has no root yet
+BLOCKED_MAX = 8192  # blocking queries at once
+_INDEX_MAX = 1 << 64
+_GZIP_LEVEL = 6
+_TOKEN_HEADER = "X-Consul-Token"  # noqa: S105 the header's name
+_NAMESPACE_HEADER = "X-Consul-Namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether this node can serve, and what is amiss: (code, reason)."""
+
+    ready: bool
+    degraded: tuple[tuple[str, str], ...] = ()
+
+
+class BlockedQueries:
+    """Counts the queries that wait, refuses those beyond ``limit`` and ends them all when the server closes."""
+
+    def __init__(self, limit: int = BLOCKED_MAX) -> None:
+        self._limit = limit
+        self._tasks: set[asyncio.Task[object] | None] = set()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one place while waiting; Unavailable if there is none."""
+        if len(self._tasks) >= self._limit:
+            raise Unavailable("too many blocking queries are waiting on this node; ask another node or poll")
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    def cancel(self) -> None:
+        """End every waiting query without an answer."""
+        for task in self._tasks:
+            if task is not None:
+                task.cancel()
+
+
+class Body:
+    """The bytes of an answer, compressed once if ever."""
+
+    __slots__ = ("_gzipped", "plain")
+
+    def __init__(self, plain: bytes) -> None:
+        self.plain = plain
+        self._gzipped: bytes | None = None
+
+    @property
+    def gzipped(self) -> bytes:
+        """The same bytes as one gzip member without a time stamp."""
+        if self._gzipped is None:
+            self._gzipped = gzip.compress(self.plain, _GZIP_LEVEL, mtime=0)
+        return self._gzipped
+
+
+class BodyCache:
+    """Keeps the last few rendered bodies; a key must determine the bytes."""
+
+    def __init__(self, size: int = 16) -> None:
+        self._size = size
+        self._bodies: dict[object, Body] = {}
+
+    def get(self, key: object, build: Callable[[], bytes]) -> Body:
+        """The body of ``key``, built at the first call."""
+        body = self._bodies.get(key)
+        if body is None:
+            while len(self._bodies) >= self._size:
+                del self._bodies[next(iter(self._bodies))]
+            body = self._bodies[key] = Body(build())
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What handlers need of the node that they run on."""
+
+    log: Log
+    leader: Leader
+    leaf_cache: LeafCache
+    clock: Clock
+    entropy: Entropy
+    datacenter: str
+    node_name: str
+    peers: Mapping[str, tuple[str, int]]  # name -> (Raft address, Raft port), this node included
+    connect_enabled: bool
+    ready: Callable[[], Readiness]
+    dev: bool = False  # every body is pretty
+    blocked: BlockedQueries = field(default_factory=BlockedQueries)
+    bodies: BodyCache = field(default_factory=BodyCache)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The query options of one request."""
+
+    index: int = 0
+    wait: float = 0.0  # seconds; not above zero means the default
+    stale: bool = False
+    consistent: bool = False
+    max_stale: float = 0.0  # seconds; 0 = any
+    fresh: bool = False  # Cache-Control asks for more than a cached answer
+    pretty: bool = False
+    datacenter: str = ""
+    namespace_fault: str = ""  # Consul's text, for the endpoints that refuse a namespace
+    token: Secret | None = None
+    flags: Mapping[str, str] = field(default_factory=dict)  # every parameter; the first value of each
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request as a handler sees it."""
+
+    options: Options
+    remote: str
+    body: bytes = b""
+    tail: str = ""  # what follows the route's path, decoded
+
+    def caller(self, node: NodeView) -> Caller:
+        """On whose behalf the handler acts."""
+        return Caller(token=self.options.token, source=f"{node.node_name} {self.remote}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A handler's answer; a non-empty body is JSON unless ``content_type`` says otherwise."""
+
+    body: Body | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+    status: int = 200
+
+
+_PLAIN_OPTIONS = Options()
+
+
+def parse(query: str, headers: Mapping[str, str]) -> Options:
+    """Read the options of a raw query string and the headers; InvalidQuery with Consul's text."""
+    token = _token("", headers)
+    if not query and "Cache-Control" not in headers and _NAMESPACE_HEADER not in headers:
+        return _PLAIN_OPTIONS if token is None else Options(token=token)
+    flags: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True, errors="replace"):
+        flags.setdefault(name, value)
+    fresh = _cache_control(headers.get("Cache-Control", ""))
+    stale, consistent, max_stale = _consistency(flags)
+    wait = _duration(flags.get("wait", ""), "Invalid wait time")
+    return Options(
+        index=_index(flags.get("index", "")),
+        wait=wait,
+        stale=stale,
+        consistent=consistent,
+        max_stale=max_stale,
+        fresh=fresh,
+        pretty="pretty" in flags,
+        datacenter=flags.get("dc", ""),
+        namespace_fault=_namespace_fault(flags, headers),
+        token=_token(flags.get("token", ""), headers),
+        flags=flags,
+    )
+
+
+def _token(parameter: str, headers: Mapping[str, str]) -> Secret | None:
+    """The caller's token: parameter before header before bearer; an empty one is none."""
+    if parameter:
+        return Secret(parameter)
+    if header := headers.get(_TOKEN_HEADER):
+        return Secret(header)
+    scheme, _, value = headers.get("Authorization", "").strip().partition(" ")
+    return Secret(value.strip()) if scheme.lower() == "bearer" and value.strip() else None
+
+
+def _cache_control(raw: str) -> bool:
+    fresh = False
+    for directive in (each.strip().lower() for each in raw.split(",")):
+        name, _, value = directive.partition("=")
+        if name == "must-revalidate":
+            fresh = True
+        if name in {"max-age", "stale-if-error"} and "=" in directive:
+            fresh = (_seconds(value) == 0 and name == "max-age") or fresh
+    return fresh
+
+
+def _seconds(value: str) -> int:
+    digits = value[1:] if value[:1] in {"-", "+"} else value
+    if not (digits.isascii() and digits.isdigit()):
+        raise InvalidQuery("Invalid Cache-Control header.")
+    return int(digits[:18])
+
+
+def _consistency(flags: Mapping[str, str]) -> tuple[bool, bool, float]:
+    stale, consistent = "stale" in flags, "consistent" in flags
+    given = flags.get("max_stale", "")
+    max_stale = _duration(given, f'Invalid max_stale value "{given}"')
+    if stale and consistent:
+        raise InvalidQuery("Cannot specify ?stale with ?consistent, conflicting semantics.")
+    return stale, consistent, max_stale
+
+
+def _duration(text: str, fault: str) -> float:
+    if not text:
+        return 0.0
+    try:
+        return go_duration(text)
+    except ValueError as exc:
+        raise InvalidQuery(fault) from exc
+
+
+def _index(text: str) -> int:
+    if not text:
+        return 0
+    if (
+        not (text.isascii() and text.isdigit())
+        or len(text.lstrip("0")) > len(str(_INDEX_MAX))
+        or int(text) >= _INDEX_MAX
+    ):
+        raise InvalidQuery("Invalid index")
+    return int(text)
+
+
+def _namespace_fault(flags: Mapping[str, str], headers: Mapping[str, str]) -> str:
+    tail = "Namespaces are a Consul Enterprise feature"
+    if headers.get(_NAMESPACE_HEADER):
+        return f'Bad request: Invalid header: "{_NAMESPACE_HEADER}" - {tail}'
+    return f'Bad request: Invalid query parameter: "ns" - {tail}' if flags.get("ns") else ""
+
+
+def check_datacenter(node: NodeView, options: Options) -> None:
+    """InvalidRequest for another datacenter than this one (there is no path to any)."""
+    if options.datacenter not in {"", node.datacenter}:
+        raise InvalidRequest("No path to datacenter")
+
+
+async def fresh_state(node: NodeView, call: Call) -> CAState:
+    """This node's state, as fresh as the options ask: stale, default (the leader's word) or consistent (a quorum's)."""
+    options, leadership = call.options, node.log.leadership
+    if options.stale and not (0 < options.max_stale < leadership.last_contact):
+        return node.log.state
+    if options.consistent or not leadership.is_leader:
+        answer = await node.leader.execute(call.caller(node), ReadIndex(consistent=options.consistent))
+        if isinstance(answer, ReadAt):
+            await reached(node, answer.index)
+    return node.log.state
+
+
+def applied_index(state: CAState, _leadership: Leadership) -> int:
+    """Selector: how far this node has applied."""
+    return state.index
+
+
+def bundle_exists(state: CAState, _leadership: Leadership) -> bool:
+    """Selector: whether the CA has an active root."""
+    return state.active_root is not None
+
+
+async def reached(node: NodeView, index: int) -> None:
+    """Wait until this node has applied ``index``; Unavailable if that takes too long."""
+    if node.log.state.index < index:
+        try:
+            await within(node.clock, APPLY_DEADLINE, _apply_to(node.log, index))
+        except TimeoutError as exc:
+            raise Unavailable("this node lags behind the leader; ask another node or use ?stale") from exc
+
+
+async def _apply_to(log: Log, index: int) -> None:
+    applied: int = log.state.index
+    while applied < index:
+        applied = await log.changed(applied_index, applied)
+
+
+async def initialized(node: NodeView, call: Call) -> CAState:
+    """``fresh_state`` once the CA has a root; a read other than a stale one is held a while for it, then NotInitialized."""
+    state = await fresh_state(node, call)
+    if state.active_root is None and not call.options.stale:
+        try:
+            await within(node.clock, INITIALIZE_DEADLINE, node.log.changed(bundle_exists, False))
+        except TimeoutError as exc:
+            raise NotInitialized("the CA has no active root yet; see /v1/status/ready for the reason") from exc
+        state = node.log.state
+    return state
+
+
+async def block(
+    node: NodeView, options: Options, index_of: Callable[[CAState, Leadership], int], *, jitter: bool = False
+) -> bool:
+    """Wait, if the options ask for it, until the index passes theirs or their time is over; True if anything was waited for."""
+    if not options.index or index_of(node.log.state, node.log.leadership) > options.index:
+        return False
+    wait = patience(options)
+    if jitter:
+        wait += node.entropy.uniform(0.0, wait / JITTER)
+    with node.blocked.slot(), suppress(TimeoutError):
+        await within(node.clock, wait, _pass(node.log, index_of, options.index))
+    return True
+
+
+async def _pass(log: Log, index_of: Callable[[CAState, Leadership], int], index: int) -> None:
+    while (current := index_of(log.state, log.leadership)) <= index:
+        await log.changed(index_of, current)
+
+
+def patience(options: Options) -> float:
+    """Seconds that a blocking query waits."""
+    return min(options.wait, WAIT_MAX) if options.wait > 0 else WAIT_DEFAULT
+
+
+def metadata(node: NodeView, index: int, *, stale: bool = True) -> dict[str, str]:
+    """The X-Consul headers; an answer that was made sure of (not ``stale``) has no age."""
+    leadership = node.log.leadership
+    contact = int(leadership.last_contact * 1000) if stale and not leadership.is_leader else 0
+    return {
+        "X-Consul-Index": str(max(1, index)),
+        "X-Consul-Knownleader": "false" if leadership.leader is None else "true",
+        "X-Consul-Lastcontact": str(contact),
+    }

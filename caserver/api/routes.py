@@ -1,0 +1,59 @@
+"""THE table of the HTTP interface: every path with its methods, handlers and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from caserver.api import agent, connect_ca, operator
+from caserver.api.query import Call, NodeView, Reply
+
+KIB = 1024
+BODY_MAX = 512 * KIB
+CONFIGURATION_MAX = 64 * KIB
+
+Handler = Callable[[NodeView, Call], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path; with ``subtree`` everything below it too, the rest of the path being the handler's to read."""
+
+    path: str
+    handlers: Mapping[str, Handler]  # method -> handler, in the order of the Allow header
+    summary: str
+    subtree: bool = False
+    body_max: int = BODY_MAX
+    metadata: bool = False  # errors of the handler carry the X-Consul headers too
+
+    @property
+    def allow(self) -> str:
+        """Value of the Allow header."""
+        return ",".join(("OPTIONS", *self.handlers))
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "/v1/connect/ca/roots",
+        {"GET": connect_ca.get_roots},
+        "Trust bundle with every root and intermediate in force",
+        metadata=True,
+    ),
+    Route(
+        "/v1/connect/ca/configuration",
+        {"GET": connect_ca.get_configuration, "PUT": connect_ca.put_configuration},
+        "CA configuration in force; replacing it may rotate the root",
+        body_max=CONFIGURATION_MAX,
+    ),
+    Route("/v1/connect/ca/sign", {"PUT": connect_ca.put_sign}, "Sign certificate signing requests of services"),
+    Route("/v1/agent/connect/ca/roots", {"GET": agent.get_roots}, "Trust bundle as this node knows it"),
+    Route("/v1/agent/connect/ca/leaf/", {"GET": agent.get_leaf}, "Leaf certificate and key of a service", subtree=True),
+    Route("/v1/status/leader", {"GET": operator.get_leader}, "Raft address of the leader"),
+    Route("/v1/status/peers", {"GET": operator.get_peers}, "Raft addresses of all servers"),
+    Route("/v1/status/live", {"GET": operator.get_live}, "Whether the process answers"),
+    Route("/v1/status/ready", {"GET": operator.get_ready}, "Whether this node can serve, and what is amiss"),
+    Route("/v1/operator/raft/configuration", {"GET": operator.get_raft_configuration}, "Servers of the Raft cluster"),
+)
+
+EXACT: Mapping[str, Route] = {route.path: route for route in ROUTES if not route.subtree}
+SUBTREES: tuple[Route, ...] = tuple(route for route in ROUTES if route.subtree)

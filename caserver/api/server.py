@@ -1,0 +1,339 @@
+"""The public listeners: HTTP in, one of the routes, HTTP out; the only place where an unexpected exception is caught.
+
+Low-level ``aiohttp`` server with its own dispatch, because most requests are tiny reads. Headers and texts follow the
+recordings of Consul: Go's path cleaning, ``Vary``, gzip on request, plain-text errors without a newline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from ssl import SSLContext
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11
+
+from caserver.api import status
+from caserver.api.query import Body, Call, NodeView, Readiness, Reply, metadata, parse
+from caserver.api.routes import EXACT, SUBTREES, Route
+from caserver.environment import within
+from caserver.errors import CaserverError, RateLimited, TooLarge
+
+__all__ = ["ApiServer", "Listener", "NodeView", "Readiness"]
+
+BODY_DEADLINE = 30.0  # seconds for a whole request body
+IDLE_DEADLINE = 120.0  # seconds for the head of a request and between two requests of a connection
+SHUTDOWN_DEADLINE = 10.0  # seconds for requests in progress when the server closes
+CONNECTIONS_PER_CLIENT = 200
+_TEXT = "text/plain; charset=utf-8"
+_HTML = "text/html; charset=utf-8"
+_PATH_SAFE = "/$&+,:;=@~!*'()"
+_WEIGHT = re.compile(r"q=(0(\.0*)?|\.0*)", re.IGNORECASE)
+_BARE_HEAD = b"HTTP/1.1 %d Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_log = structlog.get_logger("caserver.api")
+# aiohttp reports broken clients through this logger; they are no news, and its access log is off.
+_aiohttp_log = logging.getLogger("caserver.api.http")
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One address to listen on; port 0 takes a free one, ``tls`` makes it HTTPS."""
+
+    host: str
+    port: int
+    tls: SSLContext | None = None
+
+
+class _Answer(web.Response):
+    """A response without the server's name and version."""
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.popall(hdrs.SERVER, None)
+
+
+class _Protocol(web.RequestHandler):
+    """One connection; a request that is not HTTP is answered as Go does, with a bare status."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Bare answer to what the HTTP parser refused; the connection ends."""
+        answer = _Answer(status=status)
+        answer.force_close()
+        return answer
+
+
+class _HttpServer(web.Server):
+    """Counts connections per client address and turns away those beyond the limit."""
+
+    def __init__(self, handler: Any, *, per_client: int, **options: Any) -> None:
+        super().__init__(handler, handler_cancellation=True)
+        self._options = options
+        self._per_client = per_client
+        self._clients: Counter[str] = Counter()
+        self._counted: dict[web.RequestHandler, str] = {}
+
+    def __call__(self) -> web.RequestHandler:
+        return _Protocol(self, loop=asyncio.get_running_loop(), **self._options)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Called by every new connection."""
+        super().connection_made(handler, transport)
+        peer = transport.get_extra_info("peername")
+        client = str(peer[0]) if peer else ""
+        if self._clients[client] >= self._per_client:
+            transport.write(_BARE_HEAD % status.NOT_READY)
+            handler.force_close()
+            return
+        self._clients[client] += 1
+        self._counted[handler] = client
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """Called by every connection that ends."""
+        super().connection_lost(handler, exc)
+        client = self._counted.pop(handler, None)
+        if client is not None:
+            self._clients[client] -= 1
+            if not self._clients[client]:
+                del self._clients[client]
+
+
+class ApiServer:
+    """Serves the public interface of one node."""
+
+    def __init__(
+        self, node: NodeView, listeners: Sequence[Listener], *, connections_per_client: int = CONNECTIONS_PER_CLIENT
+    ) -> None:
+        self._node = node
+        self._listeners = tuple(listeners)
+        self._per_client = connections_per_client
+        self._http: _HttpServer | None = None
+        self._sockets: list[asyncio.Server] = []
+        self._writes: set[asyncio.Task[Reply]] = set()
+
+    async def start(self) -> None:
+        """Bind every listener; OSError if an address cannot be bound (then none is)."""
+        loop = asyncio.get_running_loop()
+        self._http = _HttpServer(
+            self._handle,
+            per_client=self._per_client,
+            keepalive_timeout=IDLE_DEADLINE,
+            auto_decompress=False,
+            access_log=None,
+            logger=_aiohttp_log,
+        )
+        try:
+            for each in self._listeners:
+                self._sockets.append(
+                    await loop.create_server(self._http, each.host, each.port, ssl=each.tls, backlog=1024)
+                )
+        except OSError:
+            await self.close()
+            raise
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of every bound socket, in the order of the listeners."""
+        return [socket.getsockname()[:2] for server in self._sockets for socket in server.sockets]
+
+    async def close(self) -> None:
+        """Stop listening, end blocking queries, give the other requests a moment."""
+        for server in self._sockets:
+            server.close()
+        self._node.blocked.cancel()
+        if self._http is not None:
+            self._http.pre_shutdown()
+            await self._http.shutdown(SHUTDOWN_DEADLINE)
+        for server in self._sockets:
+            await server.wait_closed()
+        self._sockets.clear()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The edge: every request ends in an answer here, whatever happens below."""
+        route, reply = await self._answer(request)
+        return _respond(request, reply, vary=route is not None)
+
+    async def _answer(self, request: web.BaseRequest) -> tuple[Route | None, Reply]:
+        target = request.raw_path
+        path, _, query = target.partition("?")
+        route = EXACT.get(path)
+        tail = ""
+        if route is None:
+            resolved = _resolve(request, path, query)
+            if isinstance(resolved, Reply):
+                return None, resolved
+            route, tail = resolved
+        if request.method not in route.handlers:
+            return route, _method_reply(request.method, route)
+        try:
+            call = Call(options=parse(query, request.headers), remote=_remote(request), tail=tail)
+        except CaserverError as exc:
+            return route, _error(exc)
+        return route, await self._run(request, route, call)
+
+    async def _run(self, request: web.BaseRequest, route: Route, call: Call) -> Reply:
+        node = self._node
+        try:
+            if request.method == hdrs.METH_GET:
+                return await route.handlers[request.method](node, call)
+            body = await self._read_body(request, route.body_max)
+            return await self._write(request.method, route, replace(call, body=body))
+        except CaserverError as exc:
+            return _error(exc, metadata(node, 1, stale=False) if route.metadata else {})
+        except Exception:  # noqa: BLE001 the request edge: a bug becomes a bare 500 and a traceback in the log
+            _log.exception("request_failed", method=request.method, path=route.path)
+            return _text(status.INTERNAL_ERROR, status.BUG)
+
+    async def _write(self, method: str, route: Route, call: Call) -> Reply:
+        """Run a state-changing handler to its end even if the client goes away."""
+        task = asyncio.ensure_future(route.handlers[method](self._node, call))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_forget)
+            raise
+
+    async def _read_body(self, request: web.BaseRequest, limit: int) -> bytes:
+        if (request.content_length or 0) > limit:
+            raise _too_large(limit)
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version == HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        if request.content.is_eof():  # small bodies arrive with their head
+            return _limited(request.content.read_nowait(), limit)
+        try:
+            return await within(self._node.clock, BODY_DEADLINE, _collect(request, limit))
+        except TimeoutError:
+            raise _SlowBody(f"the request body did not arrive within {BODY_DEADLINE:.0f} s") from None
+
+
+class _SlowBody(CaserverError):
+    """The client did not send its body in time."""
+
+
+async def _collect(request: web.BaseRequest, limit: int) -> bytes:
+    body = bytearray()
+    while chunk := await request.content.readany():
+        body += chunk
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+def _limited(body: bytes, limit: int) -> bytes:
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the request body is larger than {limit // 1024} KiB")
+
+
+def _forget(task: asyncio.Task[Reply]) -> None:
+    """Log what became of a write that nobody waits for any more."""
+    if not task.cancelled() and (exc := task.exception()) is not None:
+        _log.warning("abandoned_write_failed", error=type(exc).__name__)
+
+
+def _remote(request: web.BaseRequest) -> str:
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
+
+
+def _resolve(request: web.BaseRequest, path: str, query: str) -> tuple[Route, str] | Reply:
+    """Find the route of a path that is not in the table as it stands, the way Go's ServeMux does."""
+    if not path.startswith("/"):  # absolute form or "*"
+        path = request.rel_url.raw_path or "/"
+    try:
+        decoded = unquote_to_bytes(path).decode("utf-8", "surrogateescape")
+    except ValueError:
+        return Reply(status=status.BAD_REQUEST)
+    if "\0" in decoded:
+        return Reply(status=status.BAD_REQUEST)
+    cleaned = _clean(decoded)
+    if cleaned != decoded:
+        return _moved(request.method, cleaned, query)
+    if decoded == "/":
+        return _moved(request.method, "/ui/", query)
+    if route := EXACT.get(decoded):
+        return route, ""
+    for each in SUBTREES:
+        if decoded.startswith(each.path):
+            return each, decoded[len(each.path) :]
+        if decoded + "/" == each.path:
+            return _moved(request.method, each.path, query)
+    return Reply(status=status.NOT_FOUND)
+
+
+def _clean(path: str) -> str:
+    """Go's ``path.Clean`` as ServeMux applies it: one slash at a time, no dots, a final slash kept."""
+    cleaned = posixpath.normpath("/" + path).replace("//", "/")
+    return cleaned + "/" if path.endswith("/") and cleaned != "/" else cleaned
+
+
+def _moved(method: str, path: str, query: str) -> Reply:
+    location = quote(path, safe=_PATH_SAFE, errors="surrogateescape") + (f"?{query}" if query else "")
+    headers = {"Location": location}
+    if method not in {hdrs.METH_GET, hdrs.METH_HEAD}:
+        return Reply(headers=headers, status=status.MOVED)
+    body = f'<a href="{escape(location)}">Moved Permanently</a>.\n\n'.encode()
+    return Reply(Body(body), headers, content_type=_HTML, status=status.MOVED)
+
+
+def _method_reply(method: str, route: Route) -> Reply:
+    allow = {"Allow": route.allow}
+    if method == hdrs.METH_OPTIONS:
+        return Reply(headers=allow)
+    return _text(f"method {method} not allowed", status.METHOD_NOT_ALLOWED, allow)
+
+
+def _error(error: CaserverError, headers: Mapping[str, str] | None = None) -> Reply:
+    if isinstance(error, _SlowBody):
+        return _text(error.detail, status.SLOW_REQUEST)
+    found = dict(headers or {})
+    if isinstance(error, RateLimited):
+        found["Retry-After"] = str(max(1, round(error.retry_after)))
+    return _text(status.text_of(error), status.status_of(error), found)
+
+
+def _text(text: str, code: int, headers: Mapping[str, str] | None = None) -> Reply:
+    return Reply(Body(text.encode("utf-8", "replace")), headers or {}, content_type=_TEXT, status=code)
+
+
+def _accepts_gzip(header: str) -> bool:
+    """Whether Accept-Encoding names gzip with a weight above zero."""
+    for each in header.split(","):
+        name, _, weight = each.partition(";")
+        if name.strip().lower() == "gzip":
+            return _WEIGHT.fullmatch(weight.strip()) is None
+    return False
+
+
+def _respond(request: web.BaseRequest, reply: Reply, *, vary: bool) -> web.StreamResponse:
+    headers = dict(reply.headers)
+    if vary:
+        headers[hdrs.VARY] = hdrs.ACCEPT_ENCODING
+    body = b""
+    if reply.body is not None:
+        body = reply.body.plain
+        headers[hdrs.CONTENT_TYPE] = reply.content_type
+        if vary and _accepts_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, "")):
+            body = reply.body.gzipped
+            headers[hdrs.CONTENT_ENCODING] = "gzip"
+    headers[hdrs.CONTENT_LENGTH] = str(len(body))
+    return _Answer(body=body, status=reply.status, headers=headers)
