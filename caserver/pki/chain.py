@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -96,8 +97,8 @@ def _has_leaf_profile(leaf: x509.Certificate, template: LeafTemplate, issuer: x5
     )
 
 
-def verify_chain(leaf_pem: str, intermediates: Iterable[str], roots: Iterable[str], at: int) -> str | None:
-    """None if the leaf verifies against one of ``roots`` at epoch second ``at``, else a sentence that says why not.
+def verify_chain(leaf_pem: str, intermediates: Iterable[str], roots: Iterable[str], at: datetime) -> str | None:
+    """None if the leaf verifies against one of ``roots`` at instant ``at``, else a sentence that says why not.
 
     ``intermediates`` may come in any order and hold more than is needed. All certificates are single PEM blocks. Of
     several dead ends the one that came nearest to a root is reported.
@@ -115,7 +116,7 @@ def verify_chain(leaf_pem: str, intermediates: Iterable[str], roots: Iterable[st
     return None if search.reaches_root((leaf,)) else search.reason
 
 
-def _leaf_fault(leaf: x509.Certificate, at: int) -> str | None:
+def _leaf_fault(leaf: x509.Certificate, at: datetime) -> str | None:
     purposes = extension(leaf, x509.ExtendedKeyUsage)
     if purposes is not None and not set(LEAF_EXTENDED_KEY_USAGE) <= set(purposes):
         return f"{_named(leaf)} may not be used for TLS clients and servers"
@@ -125,7 +126,7 @@ def _leaf_fault(leaf: x509.Certificate, at: int) -> str | None:
 class _Search:
     """Depth-first search from a leaf to an anchor, remembering the deepest dead end."""
 
-    def __init__(self, at: int, pool: tuple[x509.Certificate, ...], anchors: tuple[x509.Certificate, ...]) -> None:
+    def __init__(self, at: datetime, pool: tuple[x509.Certificate, ...], anchors: tuple[x509.Certificate, ...]) -> None:
         self._at = at
         self._pool = pool
         self._anchors = anchors
@@ -174,7 +175,7 @@ def _same_authority(one: x509.Certificate, other: x509.Certificate) -> bool:
     return one.subject == other.subject and _key_der(one) == _key_der(other)
 
 
-def _issuer_fault(path: tuple[x509.Certificate, ...], issuer: x509.Certificate, at: int) -> str | None:
+def _issuer_fault(path: tuple[x509.Certificate, ...], issuer: x509.Certificate, at: datetime) -> str | None:
     return (
         _signature_fault(path[-1], issuer)
         or _time_fault(issuer, at)
@@ -190,11 +191,10 @@ def _signature_fault(certificate: x509.Certificate, issuer: x509.Certificate) ->
     return f"the signature of {_named(certificate)} does not verify with the key of {_named(issuer)}"
 
 
-def _time_fault(certificate: x509.Certificate, at: int) -> str | None:
-    starts, ends = _validity(certificate)
-    if at < starts:
+def _time_fault(certificate: x509.Certificate, at: datetime) -> str | None:
+    if at < certificate.not_valid_before_utc:
         return f"{_named(certificate)} is not valid before {certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
-    if at > ends:
+    if at > certificate.not_valid_after_utc:
         return f"{_named(certificate)} expired at {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
     return None
 
@@ -234,8 +234,8 @@ def _named(certificate: x509.Certificate) -> str:
     return f"certificate {subject} (serial {certificate.serial_number:x})"
 
 
-def unexpired(pems: Iterable[str], at: int) -> tuple[str, ...]:
-    """Those of ``pems`` that are valid at epoch second ``at``, in order: what a leaf signed now may carry."""
+def unexpired(pems: Iterable[str], at: datetime) -> tuple[str, ...]:
+    """Those of ``pems`` that are valid at instant ``at``, in order: what a leaf signed now may carry."""
     return tuple(pem for pem in pems if _time_fault(load_certificate(pem), at) is None)
 
 
@@ -251,12 +251,12 @@ def intermediates_for(
     new_root_pem: str,
     cross_signed_pem: str | None,
     previous: Sequence[tuple[str, Sequence[str]]],
-    at: int,
+    at: datetime,
 ) -> tuple[str, ...]:
     """What leaves under the new root must carry so that every bundle in use still verifies them.
 
     ``previous`` holds each root of the trust bundle before the change with its intermediates. For every such root that
-    is alive at epoch second ``at`` the shortest path of cross-signed certificates from the new root is kept, shortest
+    is alive at instant ``at`` the shortest path of cross-signed certificates from the new root is kept, shortest
     paths first, each certificate once; expired certificates and those on no such path fall away. Without
     ``cross_signed_pem`` only paths that exist already count (going back to a former root). PEM texts are handed on as
     they came, with a final newline.
@@ -265,9 +265,8 @@ def intermediates_for(
     given = ([] if cross_signed_pem is None else [cross_signed_pem]) + [pem for _, pems in previous for pem in pems]
     pool = [_Hop(pem, load_certificate(pem)) for pem in dict.fromkeys(given)]
     pool = [hop for hop in pool if _time_fault(hop.certificate, at) is None]
-    pool.sort(
-        key=lambda hop: hop.certificate.not_valid_after_utc, reverse=True
-    )  # of equal hops the one that lives longest
+    # Of certificates for the same authority the one that lives longest is met first.
+    pool.sort(key=lambda hop: hop.certificate.not_valid_after_utc, reverse=True)
     anchors = [load_certificate(pem) for pem, _ in previous]
     anchors = [
         anchor for anchor in anchors if _time_fault(anchor, at) is None and not _same_authority(anchor, new_root)
