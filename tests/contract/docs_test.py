@@ -1,0 +1,31 @@
+"""What the README and the examples say is what the program does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caserver.api.routes import ROUTES, Route
+from caserver.config.agent_config import KEYS, AgentConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+SECRET = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+def test_every_route_is_in_the_readme(route: Route) -> None:
+    assert route.path in README
+
+
+@pytest.mark.parametrize("key", sorted({word for key in (*KEYS.scalars, *KEYS.open_tables) for word in key.split(".")}))
+def test_every_agent_key_is_in_the_readme(key: str) -> None:
+    assert f"`{key}" in README
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").iterdir()), ids=lambda file: file.name)
+def test_every_example_loads(file: Path) -> None:
+    config = AgentConfig.load([str(file)], flags={}, environ={"CASERVER_CLUSTER_SECRET": SECRET}, hostname="localhost")
+
+    assert config.connect.enabled
