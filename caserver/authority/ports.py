@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 
 from caserver.errors import CaserverError
 from caserver.fields import Secret
-from caserver.raft.ports import Leadership, Outcome
-from caserver.state.commands import Command, Result
+from caserver.raft.ports import Committed, Leadership, NotCommitted, Outcome, OutcomeUnknown
+from caserver.state.commands import Applied, Command, Refused, Result
 from caserver.state.configuration import CAConfiguration
 from caserver.state.model import CARoot, CAState, RootID
 
@@ -41,6 +41,14 @@ class Log(Protocol):
     async def changed(self, select: Callable[[CAState, Leadership], Selected], seen: Selected) -> Selected:
         """Wait until ``select(state, leadership) != seen``, return the new value; ``select`` is a module-level pure function."""
         ...
+
+
+Verdict = Applied | Refused | NotCommitted | OutcomeUnknown
+
+
+def verdict(outcome: Outcome[Result]) -> Verdict:
+    """The four ways a proposal can end, as one flat union to match on."""
+    return outcome.result if isinstance(outcome, Committed) else outcome
 
 
 @dataclass(frozen=True, slots=True)

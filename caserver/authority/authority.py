@@ -1,0 +1,226 @@
+"""The leader's decisions, and the one door to them.
+
+While this node leads, ``run`` holds office: it bootstraps an empty cluster, finishes what a former leader began, opens the
+CA key and does what falls due. Trouble with the CA never touches the leadership: it is tried again with back-off and shown
+in ``degraded``, while reads go on. Nothing is generated because local state is empty: only after a barrier showed that the
+log of the whole cluster holds none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import assert_never
+
+import structlog
+
+from caserver.authority.custody import Custody
+from caserver.authority.issuance import Issuance
+from caserver.authority.maintenance import Maintenance
+from caserver.authority.ports import Log, Providers, verdict
+from caserver.authority.rotation import NONCE_BYTES, Rotation
+from caserver.environment import Clock, Entropy, Workers
+from caserver.errors import (
+    CaserverError,
+    CommitFailed,
+    CommitUnknown,
+    Conflict,
+    ConnectDisabled,
+    Corrupt,
+    NotInitialized,
+    NotLeader,
+)
+from caserver.internode.keyring import Keyring
+from caserver.pki.spiffe import cluster_id_from, cluster_id_of_root
+from caserver.raft.ports import Leadership, NotCommitted, OutcomeUnknown
+from caserver.requests import (
+    Answer,
+    Caller,
+    ChangeConfiguration,
+    Failure,
+    IssuedLeaf,
+    LeavesSigned,
+    ReadAt,
+    ReadIndex,
+    Request,
+    SignLeaves,
+)
+from caserver.state.commands import Applied, Bootstrap, Reason, Refused
+from caserver.state.configuration import CAConfiguration, open_stored, same_meaning, seal
+from caserver.state.model import CAState
+
+HMAC_KEY_PURPOSE = "acl/hmac-key"  # associated data of the sealed key that token hashes are made with
+HMAC_KEY_BYTES = 32
+BACKOFF_MIN = 1.0  # seconds before office is tried to be taken again; doubles up to
+BACKOFF_MAX = 60.0
+
+_log = structlog.get_logger(__name__)
+
+
+def office(_state: CAState, leadership: Leadership) -> int | None:
+    """Selector of ``Log.changed``: the term in which this node leads, None while it does not."""
+    return leadership.term if leadership.is_leader else None
+
+
+class Authority:
+    """The certificate authority of this node: acts while the node leads, refuses with NotLeader otherwise."""
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        providers: Providers,
+        keyring: Keyring,
+        clock: Clock,
+        entropy: Entropy,
+        workers: Workers,
+        datacenter: str,
+        bootstrap: CAConfiguration | None,
+    ) -> None:
+        """``bootstrap`` seeds the first configuration of the cluster; None = Connect is disabled on this node."""
+        self._log = log
+        self._keyring = keyring
+        self._clock = clock
+        self._entropy = entropy
+        self._bootstrap = bootstrap
+        self._custody = Custody(providers, keyring)
+        self._issuance = Issuance(log, custody=self._custody, clock=clock, entropy=entropy, datacenter=datacenter)
+        self._rotation = Rotation(log, custody=self._custody, clock=clock, entropy=entropy, workers=workers)
+        self._maintenance = Maintenance(log, custody=self._custody, rotation=self._rotation, clock=clock)
+        self._trouble: str | None = None
+
+    @property
+    def degraded(self) -> tuple[tuple[str, str], ...]:
+        """What is wrong with the CA as seen here: (code, reason), empty if nothing is."""
+        if self._bootstrap is None:
+            return ()
+        state = self._log.state
+        found = []
+        if self._trouble is not None:
+            found.append(("CATrouble", self._trouble))
+        active = state.active_root
+        if active is None:
+            found.append(("CANotInitialized", "the CA has no active root yet"))
+        elif active.not_after <= self._clock.now().timestamp():
+            found.append(("CARootExpired", f"the active root {active.id} has expired; no leaf can be signed"))
+        return tuple(found)
+
+    async def execute(self, caller: Caller, request: Request) -> Answer:
+        """Do one operation; NotLeader if this node does not lead."""
+        if self._bootstrap is None:
+            raise ConnectDisabled
+        if not self._log.leadership.is_leader:
+            raise NotLeader("this node does not lead")
+        match request:
+            case SignLeaves(csrs=csrs):
+                return LeavesSigned(await self._sign(csrs))
+            case ChangeConfiguration():
+                request_id = caller.request_id or self._entropy.bytes(16).hex()
+                _log.info("CA configuration write", source=caller.source, request_id=request_id)
+                return await self._rotation.change(request, request_id)
+            case ReadIndex(consistent=consistent):
+                if consistent:
+                    await self._log.barrier()
+                return ReadAt(self._log.state.index)
+            case _:
+                assert_never(request)
+
+    async def run(self) -> None:
+        """Take office whenever this node becomes leader and leave it when it stops leading; until cancelled."""
+        term: int | None = None
+        holding: asyncio.Task[None] | None = None
+        try:
+            while True:
+                term = await self._log.changed(office, term)
+                await self._resign(holding)
+                holding = None
+                if term is not None and self._bootstrap is not None:
+                    holding = asyncio.get_running_loop().create_task(self._hold_office(self._bootstrap))
+        finally:
+            await self._resign(holding)
+            await self._issuance.close()
+            await self._rotation.close()
+
+    async def _resign(self, holding: asyncio.Task[None] | None) -> None:
+        if holding is not None:
+            holding.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await holding
+        self._custody.forget()
+        self._trouble = None
+
+    async def _hold_office(self, bootstrap: CAConfiguration) -> None:
+        backoff = BACKOFF_MIN
+        while not await self._took_office(bootstrap):
+            await self._clock.sleep(backoff * self._entropy.uniform(0.75, 1.25))
+            backoff = min(BACKOFF_MAX, 2 * backoff)
+        await self._maintenance.run()
+
+    async def _took_office(self, bootstrap: CAConfiguration) -> bool:
+        try:
+            await self._take_office(bootstrap)
+        except (CaserverError, Corrupt) as exc:
+            self._trouble = str(exc)
+            _log.warning("the CA is not ready, this will be tried again", reason=str(exc))
+            return False
+        except Exception:  # noqa: BLE001 - a bug in the CA must not end the office; logged with its traceback
+            self._trouble = "internal error, see the log of the leader"
+            _log.exception("the CA is not ready, this will be tried again")
+            return False
+        self._trouble = None
+        return True
+
+    async def _take_office(self, bootstrap: CAConfiguration) -> None:
+        await self._log.barrier()
+        if self._log.state.cluster_id is None:
+            await self._found_cluster(bootstrap)
+        self._compare(bootstrap)
+        await self._rotation.initialize()
+        self._custody.signing(self._log.state)
+
+    async def _found_cluster(self, bootstrap: CAConfiguration) -> None:
+        """Fix cluster id and first configuration; a configuration that cannot work is refused before it is fixed."""
+        cluster_id = bootstrap.cluster_id
+        if cluster_id is None and bootstrap.root_cert is not None:
+            cluster_id = cluster_id_of_root(bootstrap.root_cert)
+        if cluster_id is None:
+            cluster_id = cluster_id_from(self._entropy.bytes(16))
+        await self._custody.candidate(bootstrap, trust_domain=f"{cluster_id}.consul").inspect()
+        hmac_key, nonce = self._entropy.bytes(HMAC_KEY_BYTES), self._entropy.bytes(NONCE_BYTES)
+        command = Bootstrap(
+            at=int(self._clock.now().timestamp()),
+            cluster_id=cluster_id,
+            configuration=seal(bootstrap, self._keyring, self._entropy.bytes(NONCE_BYTES)),
+            sealed_hmac_key=self._keyring.seal(hmac_key, purpose=HMAC_KEY_PURPOSE, nonce=nonce),
+        )
+        outcome = verdict(await self._log.propose(command))
+        match outcome:
+            case Applied() | Refused(reason=Reason.ALREADY_BOOTSTRAPPED):
+                _log.info("the cluster is bootstrapped", cluster_id=self._log.state.cluster_id)
+            case Refused() as refused:
+                raise Conflict(f"the cluster was not bootstrapped: {refused.reason} {refused.detail}".rstrip())
+            case NotCommitted(reason=why):
+                raise CommitFailed(f"the cluster was not bootstrapped: {why}")
+            case OutcomeUnknown(reason=why):
+                await self._log.barrier()
+                if self._log.state.cluster_id is None:
+                    raise CommitUnknown(f"the cluster may not have been bootstrapped: {why}")
+            case _:
+                assert_never(outcome)
+
+    def _compare(self, bootstrap: CAConfiguration) -> None:
+        configuration = self._log.state.configuration
+        if configuration is None:
+            return
+        if not same_meaning(open_stored(configuration.stored, self._keyring), bootstrap):
+            _log.info(
+                "the CA configuration in force is not that of this node's file, which seeds the first bootstrap only"
+            )
+
+    async def _sign(self, csrs: tuple[str, ...]) -> tuple[IssuedLeaf | Failure, ...]:
+        try:
+            return await self._issuance.sign(csrs)
+        except NotInitialized as exc:
+            if self._trouble is None:
+                raise
+            raise NotInitialized(f"{exc.detail}: {self._trouble}") from exc

@@ -1,0 +1,133 @@
+"""Opens CA keys: from the replicated state alone to a provider that can sign.
+
+Whatever signs was read back from the log and unsealed here, so the key in use is always the key that the next leader
+would find. Nothing is kept that cannot be rebuilt from the state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_der_private_key
+
+from caserver.authority.ports import Provider, ProviderFactory, Providers
+from caserver.errors import Corrupt, InvalidConfig, NotInitialized, ProviderUnavailable
+from caserver.fields import Secret
+from caserver.internode.keyring import Keyring, Sealed
+from caserver.pki.certificates import describe
+from caserver.pki.keys import load_private_key
+from caserver.state.configuration import CAConfiguration, open_stored
+from caserver.state.model import CARoot, CAState, Effective, RootID, StoredConfiguration
+
+
+def root_key_purpose(root_id: str) -> str:
+    """Associated data under which the key of a root is sealed: a key cannot be passed off as another root's."""
+    return f"ca-root/{root_id}"
+
+
+def seal_root_key(key: Secret, keyring: Keyring, *, root_id: RootID, nonce: bytes) -> Sealed:
+    """Seal a CA key (PKCS#8 PEM) as the state carries it (PKCS#8 DER)."""
+    der = load_private_key(key).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return keyring.seal(der, purpose=root_key_purpose(root_id), nonce=nonce)
+
+
+def open_root_key(root: CARoot, keyring: Keyring) -> Secret | None:
+    """The CA key of ``root`` as PKCS#8 PEM; None if the state holds none. Corrupt if it does not open."""
+    if root.sealed_key is None:
+        return None
+    private = load_der_private_key(keyring.open(root.sealed_key, purpose=root_key_purpose(root.id)), password=None)
+    return Secret(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode())
+
+
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """What signs leaves at one CA epoch."""
+
+    root: CARoot
+    epoch: int
+    trust_domain: str
+    effective: Effective
+    provider: Provider = field(repr=False)
+    issuer_pem: str  # the certificate whose key signs leaves
+    issuer_not_before: int
+    issuer_not_after: int
+    hops: tuple[tuple[str, int], ...]  # the root's intermediates with the NotAfter of each
+
+    def chain(self, leaf_pem: str, now: int) -> str:
+        """The leaf and every intermediate that has not expired, PEM, one newline after each block."""
+        return "".join(
+            pem.rstrip("\n") + "\n" for pem in (leaf_pem, *(hop for hop, not_after in self.hops if not_after > now))
+        )
+
+
+class Custody:
+    """Builds providers: unbound ones for a new configuration, bound ones for what the state lists."""
+
+    def __init__(self, providers: Providers, keyring: Keyring) -> None:
+        self._providers = providers
+        self._keyring = keyring
+        self._cached: tuple[tuple[RootID, int, int], Signing] | None = None
+
+    @property
+    def keyring(self) -> Keyring:
+        """What seals and opens."""
+        return self._keyring
+
+    def candidate(self, configuration: CAConfiguration, *, trust_domain: str) -> Provider:
+        """A provider for a configuration that is not in force; InvalidConfig for a provider that is not known."""
+        factory = self._factory(configuration.provider)
+        return factory(configuration, trust_domain=trust_domain, root=None, root_key=None)
+
+    def former(self, stored: StoredConfiguration, root: CARoot | None, *, trust_domain: str) -> Provider:
+        """The provider of a stored configuration, bound to its root if that is still listed."""
+        key = None if root is None else open_root_key(root, self._keyring)
+        configuration = open_stored(stored, self._keyring)
+        return self._factory(stored.provider)(configuration, trust_domain=trust_domain, root=root, root_key=key)
+
+    def signing(self, state: CAState) -> Signing:
+        """What signs leaves in ``state``; NotInitialized without an active root, ProviderUnavailable if its key does not open."""
+        root, configuration, trust_domain = state.active_root, state.configuration, state.trust_domain
+        if root is None or configuration is None or trust_domain is None:
+            raise NotInitialized("the CA has no active root yet; try again in a moment")
+        version = (root.id, state.ca_epoch, configuration.modify_index)
+        if self._cached is not None and self._cached[0] == version:
+            return self._cached[1]
+        try:
+            signing = self._open(state, root, configuration.stored, trust_domain)
+        except Corrupt as exc:
+            raise ProviderUnavailable(f"the key of the active root {root.id} cannot be used: {exc}") from exc
+        self._cached = (version, signing)
+        return signing
+
+    def forget(self) -> None:
+        """Drop every opened key."""
+        self._cached = None
+
+    def _open(self, state: CAState, root: CARoot, stored: StoredConfiguration, trust_domain: str) -> Signing:
+        issuer_pem = _issuer(root)
+        issuer = describe(issuer_pem)
+        return Signing(
+            root=root,
+            epoch=state.ca_epoch,
+            trust_domain=trust_domain,
+            effective=stored.effective,
+            provider=self.former(stored, root, trust_domain=trust_domain),
+            issuer_pem=issuer_pem,
+            issuer_not_before=issuer.not_before,
+            issuer_not_after=issuer.not_after,
+            hops=tuple((pem, describe(pem).not_after) for pem in root.intermediates),
+        )
+
+    def _factory(self, name: str) -> ProviderFactory:
+        factory = self._providers.factories.get(name)
+        if factory is None:
+            raise InvalidConfig(f'could not initialize provider: unknown CA provider "{name}"')
+        return factory
+
+
+def _issuer(root: CARoot) -> str:
+    # Cross-signed copies of the root carry its key id too: the root itself comes first.
+    for pem in (root.pem, *root.intermediates):
+        if describe(pem).signing_key_id == root.signing_key_id:
+            return pem
+    raise NotInitialized(f"no certificate of root {root.id} has the signing key id {root.signing_key_id}")

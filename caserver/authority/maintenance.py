@@ -1,0 +1,123 @@
+"""What falls due while nobody asks: finish changes, retire providers, prune roots, expire the ledger.
+
+One step at a time on the leader, always decided anew from the state, so that a step that was interrupted anywhere is
+simply due again. Rotation never cleans up inline: the path after a crash is the normal path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import assert_never
+
+import structlog
+
+from caserver.authority.custody import Custody
+from caserver.authority.ports import Log, verdict
+from caserver.authority.rotation import Rotation
+from caserver.environment import Clock, within
+from caserver.errors import CaserverError, CommitFailed, CommitUnknown, Conflict, Corrupt
+from caserver.raft.ports import Leadership, NotCommitted, OutcomeUnknown
+from caserver.state.commands import Applied, ExpireLeaves, ProviderRetired, PruneRoots, Refused
+from caserver.state.lifecycle import Expire, Prune, RetireProvider, due, next_due
+from caserver.state.model import CAState, Index, Retiring
+
+REST_MAX = 60.0  # seconds after which the state is looked at in any case
+BACKOFF_MAX = 60.0  # seconds between tries of a step that fails
+_log = structlog.get_logger(__name__)
+
+_Agenda = tuple[Index, tuple[Retiring, ...], str | None]
+
+
+def agenda(state: CAState, _leadership: Leadership) -> _Agenda:
+    """Selector of ``Log.changed``: what may make another step due at once."""
+    return state.roots_index, state.retiring, None if state.change is None else state.change.request_id
+
+
+class Maintenance:
+    """Does what is due."""
+
+    def __init__(self, log: Log, *, custody: Custody, rotation: Rotation, clock: Clock) -> None:
+        self._log = log
+        self._custody = custody
+        self._rotation = rotation
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Step after step until cancelled; what fails is tried again with back-off."""
+        failures = 0
+        while True:
+            try:
+                worked = await self.step()
+                failures = 0
+            except (CaserverError, Corrupt) as exc:
+                failures += 1
+                _log.warning("maintenance failed, it will be tried again", reason=str(exc), failures=failures)
+            except Exception:  # noqa: BLE001 - a bug in one step must not end the others; logged with its traceback
+                failures += 1
+                _log.exception("maintenance failed, it will be tried again", failures=failures)
+            if failures:
+                await self._clock.sleep(min(BACKOFF_MAX, 2.0 ** min(failures, 6)))
+            elif not worked:
+                await self._rest()
+
+    async def step(self) -> bool:
+        """Do the one thing that is due now; False if there is none."""
+        state = self._log.state
+        if state.change is not None:
+            return await self._finish_change()
+        now = self._now()
+        step = due(state, now)
+        match step:
+            case None:
+                return False
+            case RetireProvider(retiring=retiring):
+                await self._retire(state, retiring)
+            case Prune(root_ids=root_ids):
+                for root_id in root_ids:
+                    _log.info("pruning old unused root CA", id=root_id)
+                await self._commit(PruneRoots(at=now, expect_epoch=state.ca_epoch, root_ids=root_ids))
+            case Expire():
+                await self._commit(ExpireLeaves(at=now))
+            case _:
+                assert_never(step)
+        return True
+
+    async def _finish_change(self) -> bool:
+        if self._rotation.busy:
+            return False
+        await self._rotation.initialize()
+        return True
+
+    async def _retire(self, state: CAState, retiring: Retiring) -> None:
+        root = state.root(retiring.root_id)
+        # Rotated back to in the meantime: what it has at its backend is in use again.
+        if root is None or not root.active:
+            provider = self._custody.former(retiring.configuration, root, trust_domain=state.trust_domain or "")
+            await provider.retire()
+        await self._commit(ProviderRetired(at=self._now(), root_id=retiring.root_id))
+        _log.info("the former CA provider is retired", root_id=retiring.root_id)
+
+    async def _rest(self) -> None:
+        """Until something falls due, or the state gives another reason to look."""
+        state = self._log.state
+        pause = min(REST_MAX, max(1.0, next_due(state, self._now())))
+        with contextlib.suppress(TimeoutError):
+            await within(self._clock, pause, self._log.changed(agenda, agenda(state, self._log.leadership)))
+
+    async def _commit(self, command: PruneRoots | ExpireLeaves | ProviderRetired) -> None:
+        """Commit one step; whatever hinders it is raised, and the step is decided anew."""
+        outcome = verdict(await self._log.propose(command))
+        match outcome:
+            case Applied():
+                return
+            case Refused() as refused:
+                raise Conflict(f"{type(command).__name__}: {refused.reason}")
+            case NotCommitted(reason=why):
+                raise CommitFailed(why)
+            case OutcomeUnknown(reason=why):
+                raise CommitUnknown(why)
+            case _:
+                assert_never(outcome)
+
+    def _now(self) -> int:
+        return int(self._clock.now().timestamp())
