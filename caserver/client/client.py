@@ -1,0 +1,249 @@
+"""The public HTTP API from outside: synchronous, on the standard library alone, as the command line uses it.
+
+Answers come back as the JSON that the server sent; this module knows paths and errors, not what the documents mean.
+Errors read as Consul's own client words them, since scripts match on them.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.message import Message
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from caserver.fields import Secret
+
+DEFAULT_ADDRESS = "127.0.0.1:8500"
+CONNECT_TIMEOUT = 5.0  # seconds
+# A rotation may generate an RSA-4096 key and wait out a fail-over before it answers.
+READ_TIMEOUT = 60.0
+ANSWER_MAX = 64 << 20  # bytes; no document of this API comes near
+_AGENT = "caserver"
+_HTTP_OK = 200
+
+
+class ClientError(Exception):
+    """A call that did not succeed; the message is what Consul's client says, ``remedy`` what to try (or nothing)."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class UnexpectedResponse(ClientError):
+    """The server answered, and not with 200."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"Unexpected response code: {status} ({text})")
+        self.status = status
+        self.text = text
+
+
+class ConnectionFailed(ClientError):
+    """No answer was had."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """Where the API is and how to reach it."""
+
+    address: str = DEFAULT_ADDRESS  # host:port, or a URL
+    token: Secret | None = None
+    https: bool = False  # for an address without a scheme
+    ca_file: Path | None = None  # PEM; the system's trust store if neither is given
+    ca_path: Path | None = None  # directory of PEM files
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    tls_server_name: str | None = None
+    verify: bool = True
+    read_timeout: float = READ_TIMEOUT  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful answer."""
+
+    headers: Message
+    body: bytes = field(repr=False)  # may hold a private key
+
+    def json(self) -> Any:
+        """The body as JSON; ClientError if it is something else."""
+        try:
+            return json.loads(self.body)
+        except ValueError as exc:
+            raise ClientError("the answer is not JSON", "is this the address of a caserver or Consul agent?") from exc
+
+
+class Client:
+    """Speaks to one agent; every call opens its own connection, so an instance may be kept and shared."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._settings = settings
+        address = settings.address if "://" in settings.address else f"{_scheme(settings)}://{settings.address}"
+        parts = urlsplit(address)
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            raise ClientError(
+                f'invalid address "{settings.address}"', "use host:port, http://host:port or https://host:port"
+            )
+        self._https = parts.scheme == "https"
+        self._host = parts.hostname
+        self._port = port or (443 if self._https else 8500)
+        shown_host = f"[{self._host}]" if ":" in self._host else self._host
+        self._authority = f"{shown_host}:{self._port}"
+
+    def roots(self, **query: str) -> Answer:
+        """Every root certificate of the cluster."""
+        return self.call("GET", "/v1/connect/ca/roots", query=query)
+
+    def configuration(self, **query: str) -> Answer:
+        """The CA configuration in force; secrets are redacted."""
+        return self.call("GET", "/v1/connect/ca/configuration", query=query)
+
+    def set_configuration(self, body: str, **query: str) -> Answer:
+        """Replace the CA configuration with the JSON object ``body``."""
+        return self.call("PUT", "/v1/connect/ca/configuration", query=query, body=body.encode())
+
+    def leaf(self, service: str, **query: str) -> Answer:
+        """The certificate and private key of ``service`` from the agent's cache."""
+        return self.call("GET", f"/v1/agent/connect/ca/leaf/{quote(service, safe='')}", query=query)
+
+    def sign(self, csr_pem: str, **query: str) -> Answer:
+        """Have a certificate signing request (PEM) signed."""
+        return self.call("PUT", "/v1/connect/ca/sign", query=query, body=csr_pem.encode())
+
+    def raft_configuration(self, **query: str) -> Answer:
+        """The servers of the cluster."""
+        return self.call("GET", "/v1/operator/raft/configuration", query=query)
+
+    def call(self, method: str, path: str, *, query: Mapping[str, str], body: bytes | None = None) -> Answer:
+        """One request; ``UnexpectedResponse`` for any status but 200, ``ConnectionFailed`` if none came."""
+        target = path + (f"?{urlencode(sorted(query.items()))}" if query else "")
+        headers = {"User-Agent": _AGENT, "Accept": "*/*"}
+        if self._settings.token is not None:
+            headers["X-Consul-Token"] = self._settings.token.reveal()
+        connection = self._connection()
+        try:
+            self._connect(connection, method, target)
+            connection.request(method, target, body=body, headers=headers)
+            response = connection.getresponse()
+            answer = response.read(ANSWER_MAX)
+        except (OSError, http.client.HTTPException) as exc:
+            raise self._failed(method, target, exc) from exc
+        finally:
+            connection.close()
+        if response.status != _HTTP_OK:
+            raise UnexpectedResponse(response.status, answer.decode("utf-8", "replace").strip())
+        return Answer(response.headers, answer)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if not self._https:
+            return http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_TIMEOUT)
+        context = _tls_context(self._settings)
+        return _HTTPSConnection(self._host, self._port, context, self._settings.tls_server_name or self._host)
+
+    def _connect(self, connection: http.client.HTTPConnection, method: str, target: str) -> None:
+        try:
+            connection.connect()
+        except ssl.SSLError as exc:
+            remedy = "name the CA that signed the server's certificate with -ca-file or CONSUL_CACERT"
+            raise ConnectionFailed(f"{self._shown(method, target)}: {_tls_reason(exc)}", remedy) from exc
+        except OSError as exc:
+            dial = f"dial tcp {self._authority}: {_dial_reason(exc)}"
+            raise ConnectionFailed(f"{self._shown(method, target)}: {dial}", _dial_remedy(exc)) from exc
+        connection.sock.settimeout(self._settings.read_timeout)
+
+    def _failed(self, method: str, target: str, exc: Exception) -> ClientError:
+        if isinstance(exc, TimeoutError):
+            reason = f"no answer within {self._settings.read_timeout:g} seconds"
+            remedy = "the change may have been made all the same: read before repeating it" if method != "GET" else ""
+        else:
+            reason, remedy = (
+                str(exc) or type(exc).__name__,
+                "is that a plain HTTP address? for HTTPS write https://host:port",
+            )
+        return ConnectionFailed(f"{self._shown(method, target)}: {reason}", remedy)
+
+    def _shown(self, method: str, target: str) -> str:
+        scheme = "https" if self._https else "http"
+        return f'{method.capitalize()} "{scheme}://{self._authority}{target}"'
+
+
+class _HTTPSConnection(http.client.HTTPConnection):
+    """HTTPS where the name to verify may differ from the host to dial."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext, server_name: str) -> None:
+        super().__init__(host, port, timeout=CONNECT_TIMEOUT)
+        self._context = context
+        self._server_name = server_name
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = self._context.wrap_socket(self.sock, server_hostname=self._server_name)
+
+
+def _scheme(settings: ClientSettings) -> str:
+    return "https" if settings.https else "http"
+
+
+def _tls_context(settings: ClientSettings) -> ssl.SSLContext:
+    # Loads the certificate library, which plain HTTP has no use for.
+    from caserver.pki import tls  # noqa: PLC0415
+
+    cert, key = settings.client_cert, settings.client_key
+    try:
+        context = tls.client_context(
+            cert.read_text() if cert else None,
+            Secret(key.read_text()) if key else None,
+            ca_pems=_authorities(settings),
+            check_hostname=settings.verify,
+            minimum=tls.TLS12,
+        )
+    except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError
+        raise ClientError(f"cannot set up TLS: {exc}", "check the CA, certificate and key files") from exc
+    if settings.ca_file is None and settings.ca_path is None:
+        context.load_default_certs()
+    if not settings.verify:
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _authorities(settings: ClientSettings) -> list[str]:
+    files = [settings.ca_file] if settings.ca_file else []
+    if settings.ca_path:
+        files.extend(sorted(each for each in settings.ca_path.iterdir() if each.is_file()))
+    return [file.read_text() for file in files]
+
+
+def _tls_reason(exc: ssl.SSLError) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"x509: {exc.verify_message}"
+    return f"tls: {exc.reason or exc}"
+
+
+def _dial_reason(exc: OSError) -> str:
+    if isinstance(exc, ConnectionRefusedError):
+        return "connect: connection refused"
+    if isinstance(exc, socket.gaierror):
+        return "no such host"
+    if isinstance(exc, TimeoutError):
+        return "i/o timeout"
+    return f"connect: {(exc.strerror or str(exc)).lower()}"
+
+
+def _dial_remedy(exc: OSError) -> str:
+    if isinstance(exc, socket.gaierror):
+        return "check the address given with -http-addr or CONSUL_HTTP_ADDR"
+    return (
+        "is an agent running there? `caserver agent -dev` starts one to try things on; "
+        "-http-addr or CONSUL_HTTP_ADDR name another address"
+    )
