@@ -28,7 +28,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {"api": {"", "agent", "connect_ca", "operator", "query", "routes", "server", "status"}},
     {"": {"leaf_cache"}},
     {"forwarding": {"", "channel", "leader"}},
-    {"authority": {"", "authority", "issuance", "maintenance", "plan", "ports", "rotation"}},
+    {"authority": {"", "authority", "custody", "issuance", "maintenance", "plan", "ports", "probe", "rotation"}},
     {
         "raft": {
             "",
