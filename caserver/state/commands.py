@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from caserver.internode.keyring import Sealed
-from caserver.state.model import Index, LedgerRow, RootID, StoredConfiguration
+from caserver.state.model import Index, LedgerRow, RequestRecord, RootID, StoredConfiguration
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,10 @@ class ExpireLeaves:
 
 @dataclass(frozen=True, slots=True)
 class Reseal:
-    """Replace sealed values by the same secrets under the current key: (where, new value); refused if the state moved."""
+    """Replace sealed values by the same secrets under the current key: (name as in ``state.sealing``, new value).
+
+    ``expect_index`` is the state's ``roots_index``; refused if that moved or a name is no longer there.
+    """
 
     at: int
     expect_index: Index
@@ -203,10 +206,11 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The command changed nothing (deterministically, on every node)."""
+    """The command changed nothing (deterministically, on every node); ``record`` is what a DUPLICATE_REQUEST did first."""
 
     reason: Reason
     detail: str = ""
+    record: RequestRecord | None = None
 
 
 Result = Applied | Refused

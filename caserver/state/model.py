@@ -161,7 +161,7 @@ class RequestRecord:
 
     at: int
     index: Index
-    result: str  # "activated" | "configured" | "aborted: <reason>"
+    result: str  # "activated" | "configured" | "renewed" | "aborted: <reason>"
 
 
 @dataclass(frozen=True, slots=True)

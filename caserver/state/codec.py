@@ -1,0 +1,417 @@
+"""Our own bytes for commands and states: JSON with explicit names and versions, never pickle.
+
+A command is ``[operation, version, body]``. A state is lines: a header with everything that is small, then the ledger
+in slices, then a line that counts them. Both are canonical: equal values have equal bytes on every node, whatever the
+order in which they came to be, so that nodes can compare hashes.
+
+The tables below are the format. A field is added by a new version of the command (old ones stay readable), or to the
+state with a default under a new ``_STATE_VERSION``. Bytes that do not fit raise ``Corrupt``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from immutables import Map
+
+from caserver.errors import Corrupt
+from caserver.internode.keyring import Sealed
+from caserver.state import commands as c
+from caserver.state import model as m
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_COMMAND_VERSION = 1
+_STATE_FORMAT = "caserver-state"
+_STATE_VERSION = 1
+_ROWS_PER_SLICE = 500  # some 5 ms of work between two pauses
+_USES_PER_BUCKET = 400
+
+_dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape(Generic[T]):
+    """How one kind of value is packed into JSON and unpacked again (ValueError if it does not fit)."""
+
+    pack: Callable[[T], Any]
+    unpack: Callable[[Any], T]
+
+
+def _exactly(kind: type[T]) -> _Shape[T]:
+    def checked(value: Any) -> T:
+        if type(value) is not kind:  # both ways: what this node packs, every node must be able to unpack
+            raise ValueError(f"{kind.__name__} expected, {type(value).__name__} found")
+        return value
+
+    return _Shape(checked, checked)
+
+
+def _checked_number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"number expected, {type(value).__name__} found")
+    return float(value)
+
+
+def _unpack_sealed(value: Any) -> Sealed:
+    return Sealed(base64.b64decode(_TEXT.unpack(value), validate=True))
+
+
+def _pack_serial(value: int) -> str:
+    return format(value, "x")  # hex knows no limit of digits
+
+
+def _unpack_serial(value: Any) -> int:
+    return int(_TEXT.unpack(value), 16)
+
+
+def _optional(shape: _Shape[T]) -> _Shape[T | None]:
+    return _Shape(
+        lambda value: None if value is None else shape.pack(value),
+        lambda value: None if value is None else shape.unpack(value),
+    )
+
+
+def _many(shape: _Shape[T]) -> _Shape[tuple[T, ...]]:
+    def unpack(value: Any) -> tuple[T, ...]:
+        if type(value) is not list:
+            raise ValueError("list expected")
+        return tuple(shape.unpack(each) for each in value)
+
+    return _Shape(lambda value: [shape.pack(each) for each in value], unpack)
+
+
+def _tuple_of(*shapes: _Shape[Any]) -> _Shape[Any]:
+    def unpack(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) != len(shapes):
+            raise ValueError(f"list of {len(shapes)} expected")
+        return tuple(shape.unpack(each) for shape, each in zip(shapes, value, strict=True))
+
+    return _Shape(lambda value: [shape.pack(each) for shape, each in zip(shapes, value, strict=True)], unpack)
+
+
+def _record(kind: Callable[..., T], /, **fields: _Shape[Any]) -> _Shape[T]:
+    """An object with exactly these members, which are the attributes of ``kind``."""
+
+    def unpack(value: Any) -> T:
+        if type(value) is not dict or value.keys() != fields.keys():
+            raise ValueError(f"object with {', '.join(fields)} expected")
+        return kind(**{name: shape.unpack(value[name]) for name, shape in fields.items()})
+
+    return _Shape(lambda value: {name: shape.pack(getattr(value, name)) for name, shape in fields.items()}, unpack)
+
+
+def _row_of(kind: Callable[..., T], /, **fields: _Shape[Any]) -> _Shape[T]:
+    """The same without names, for what there is much of: a list in this order."""
+    values = _tuple_of(*fields.values())
+    return _Shape(
+        lambda value: values.pack([getattr(value, name) for name in fields]),
+        lambda value: kind(*values.unpack(value)),
+    )
+
+
+def _sorted_map(key: _Shape[Any], value: _Shape[R]) -> _Shape[Map[Any, R]]:
+    def unpack(found: Any) -> Map[Any, R]:
+        pairs = _many(_tuple_of(key, value)).unpack(found)
+        return Map(pairs)
+
+    return _Shape(lambda found: [[key.pack(each), value.pack(found[each])] for each in sorted(found)], unpack)
+
+
+_TEXT = _exactly(str)
+_INT = _exactly(int)
+_FLAG = _exactly(bool)
+_NUMBER: _Shape[float] = _Shape(_checked_number, _checked_number)
+_SEALED: _Shape[Sealed] = _Shape(lambda value: base64.b64encode(value).decode(), _unpack_sealed)
+_SERIAL: _Shape[int] = _Shape(_pack_serial, _unpack_serial)
+
+_EFFECTIVE = _record(
+    m.Effective,
+    leaf_ttl=_INT,
+    intermediate_ttl=_INT,
+    root_ttl=_INT,
+    rotation_period=_INT,
+    csr_max_per_second=_NUMBER,
+    csr_max_concurrent=_INT,
+    private_key_type=_TEXT,
+    private_key_bits=_INT,
+)
+_STORED = _record(
+    m.StoredConfiguration,
+    provider=_TEXT,
+    given=_TEXT,
+    secrets=_many(_tuple_of(_TEXT, _SEALED)),
+    effective=_EFFECTIVE,
+    root_cert=_optional(_TEXT),
+    force_without_cross_signing=_FLAG,
+)
+_CERTIFICATE: dict[str, _Shape[Any]] = {
+    "id": _TEXT,
+    "name": _TEXT,
+    "pem": _TEXT,
+    "serial": _SERIAL,
+    "not_before": _INT,
+    "not_after": _INT,
+    "key_type": _TEXT,
+    "key_bits": _INT,
+    "signing_key_id": _TEXT,
+    "provider": _TEXT,
+    "intermediates": _many(_TEXT),
+    "sealed_key": _optional(_SEALED),
+}
+_ROOT = _record(
+    m.CARoot,
+    **_CERTIFICATE,
+    active=_FLAG,
+    rotated_out_at=_optional(_INT),
+    leaf_not_after_max=_INT,
+    leaf_ttl_max=_INT,
+    live_by_hour=_sorted_map(_INT, _INT),
+    create_index=_INT,
+    modify_index=_INT,
+)
+_CONFIGURATION = _record(m.Configuration, stored=_STORED, create_index=_INT, modify_index=_INT)
+_CHANGE = _record(m.Change, request_id=_TEXT, begun_at=_INT, configuration=_STORED, epoch=_INT, begun_index=_INT)
+_RETIRING = _record(m.Retiring, configuration=_STORED, root_id=_TEXT, not_before=_INT, epoch=_INT)
+_HISTORY = _record(
+    m.HistoryEntry, index=_INT, at=_INT, kind=_TEXT, active_root_id=_optional(_TEXT), configuration=_STORED
+)
+_REQUEST = _record(m.RequestRecord, at=_INT, index=_INT, result=_TEXT)
+
+# Operation -> shape of version 1. The leaf batch, which is the hot one, has its own below.
+_OPERATIONS: dict[str, tuple[type[Any], _Shape[Any]]] = {
+    "bootstrap": (
+        c.Bootstrap,
+        _record(c.Bootstrap, at=_INT, cluster_id=_TEXT, configuration=_STORED, sealed_hmac_key=_SEALED),
+    ),
+    "begin_change": (
+        c.BeginChange,
+        _record(c.BeginChange, request_id=_TEXT, at=_INT, expect_index=_INT, expect_epoch=_INT, configuration=_STORED),
+    ),
+    "activate_root": (
+        c.ActivateRoot,
+        _record(
+            c.ActivateRoot,
+            request_id=_TEXT,
+            at=_INT,
+            expect_epoch=_INT,
+            root=_record(c.NewRoot, **_CERTIFICATE),
+            retire_not_before=_optional(_INT),
+        ),
+    ),
+    "set_configuration": (
+        c.SetConfiguration,
+        _record(
+            c.SetConfiguration, request_id=_TEXT, at=_INT, expect_index=_INT, expect_epoch=_INT, configuration=_STORED
+        ),
+    ),
+    "set_intermediate": (
+        c.SetIntermediate,
+        _record(
+            c.SetIntermediate,
+            request_id=_TEXT,
+            at=_INT,
+            expect_epoch=_INT,
+            root_id=_TEXT,
+            intermediates=_many(_TEXT),
+            signing_key_id=_TEXT,
+        ),
+    ),
+    "abort_change": (c.AbortChange, _record(c.AbortChange, request_id=_TEXT, at=_INT, reason=_TEXT)),
+    "provider_retired": (c.ProviderRetired, _record(c.ProviderRetired, at=_INT, root_id=_TEXT)),
+    "prune_roots": (c.PruneRoots, _record(c.PruneRoots, at=_INT, expect_epoch=_INT, root_ids=_many(_TEXT))),
+    "record_serials": (
+        c.RecordSerials,
+        _record(c.RecordSerials, at=_INT, serials=_many(_tuple_of(_INT, _INT, _SERIAL))),
+    ),
+    "expire_leaves": (c.ExpireLeaves, _record(c.ExpireLeaves, at=_INT)),
+    "reseal": (c.Reseal, _record(c.Reseal, at=_INT, expect_index=_INT, values=_many(_tuple_of(_TEXT, _SEALED)))),
+}
+
+
+def _pack_leaves(command: c.IssueLeaves) -> list[Any]:
+    """Instants of an order are packed as distances from ``at``."""
+    at = command.at
+    return [*_BATCH.pack((at, command.root_id, command.ca_epoch)), [_pack_order(order, at) for order in command.orders]]
+
+
+def _pack_order(order: c.LeafOrder, at: int) -> list[Any]:
+    serial = None if order.serial is None else format(order.serial, "x")
+    return _checked_order([order.issue_id, order.service, serial, order.not_before - at, order.not_after - at])
+
+
+def _unpack_leaves(value: Any) -> c.IssueLeaves:
+    *batch, orders = value
+    at, root_id, ca_epoch = _BATCH.unpack(batch)
+    return c.IssueLeaves(at, root_id, ca_epoch, tuple([_unpack_order(each, at) for each in orders]))
+
+
+def _unpack_order(value: Any, at: int) -> c.LeafOrder:
+    issue_id, service, serial, not_before, not_after = _checked_order(value)
+    return c.LeafOrder(issue_id, service, None if serial is None else int(serial, 16), not_before + at, not_after + at)
+
+
+def _checked_order(order: Any) -> list[Any]:
+    issue_id, service, serial, not_before, not_after = order
+    texts = type(issue_id) is str and type(service) is str and (serial is None or type(serial) is str)
+    if not (texts and type(not_before) is int and type(not_after) is int and type(order) is list):
+        raise ValueError("a leaf order has members of other types")
+    return order
+
+
+_BATCH = _tuple_of(_INT, _TEXT, _INT)
+_OPERATIONS["issue_leaves"] = (c.IssueLeaves, _Shape(_pack_leaves, _unpack_leaves))
+_NAMES = {kind: operation for operation, (kind, _) in _OPERATIONS.items()}
+
+
+def encode_command(command: c.Command) -> bytes:
+    """Bytes of a command."""
+    operation = _NAMES[type(command)]
+    return _dumps([operation, _COMMAND_VERSION, _OPERATIONS[operation][1].pack(command)]).encode()
+
+
+def decode_command(data: bytes) -> c.Command:
+    """The command in ``data``; Corrupt if it is none, or of an operation or version that this build does not know."""
+    operation, version, body = _opened(
+        "a log entry", data, _tuple_of(_TEXT, _INT, _Shape(lambda it: it, lambda it: it))
+    )
+    if operation not in _OPERATIONS or version != _COMMAND_VERSION:
+        raise Corrupt(
+            f'the log holds the command "{operation}" version {version}, this build knows '
+            f"{', '.join(sorted(_OPERATIONS))} version {_COMMAND_VERSION}; run the caserver version that wrote it"
+        )
+    command: c.Command = _fitting(f'the command "{operation}"', _OPERATIONS[operation][1], body)
+    return command
+
+
+_HEADER = _record(
+    m.CAState,
+    cluster_id=_optional(_TEXT),
+    index=_INT,
+    ca_epoch=_INT,
+    sealed_hmac_key=_optional(_SEALED),
+    configuration=_optional(_CONFIGURATION),
+    roots=_many(_ROOT),
+    roots_index=_INT,
+    change=_optional(_CHANGE),
+    retiring=_many(_RETIRING),
+    history=_many(_HISTORY),
+    requests=_sorted_map(_TEXT, _REQUEST),
+)
+_ROW = _row_of(
+    m.LedgerRow,
+    issue_id=_TEXT,
+    root_id=_TEXT,
+    service=_TEXT,
+    serial=_optional(_SERIAL),
+    not_before=_INT,
+    not_after=_INT,
+    index=_INT,
+)
+_USE = _row_of(m.ServiceUse, count=_INT, latest_not_after=_INT, last_serial=_optional(_SERIAL))
+_HOUR_LINE = _tuple_of(_INT, _INT, _INT, _many(_tuple_of(_INT, _ROW)))
+_USES_LINE = _many(_tuple_of(_TEXT, _TEXT, _USE))
+
+
+def encode_state(state: m.CAState) -> Iterator[bytes]:
+    """Bytes of ``state`` in slices of a few milliseconds' work each; some slices are empty."""
+    lines = 2
+    yield _line([_STATE_FORMAT, _STATE_VERSION, state.ledger.max_rows])
+    yield _line(_HEADER.pack(state))
+    for line in _ledger_lines(state.ledger):
+        lines += bool(line)
+        yield line
+    yield _line(["end", lines])
+
+
+def decode_state(data: bytes) -> m.CAState:
+    """The state in ``data``; Corrupt if it cannot be read whole."""
+    first, *rest = data.split(b"\n")
+    name, version, max_rows = _opened("a snapshot", first, _tuple_of(_TEXT, _INT, _INT))
+    if name != _STATE_FORMAT or version != _STATE_VERSION:
+        raise Corrupt(
+            f'the snapshot is "{name}" version {version}, this build reads "{_STATE_FORMAT}" '
+            f"version {_STATE_VERSION}; run the caserver version that wrote it"
+        )
+    if len(rest) < 3 or rest.pop() != b"" or rest.pop() != _line(["end", len(rest) + 1]).rstrip():  # noqa: PLR2004 -- header, end and the rest behind the last line feed
+        raise Corrupt("the snapshot is cut short; remove this node's data directory and let it rejoin the others")
+    state = _opened("the head of a snapshot", rest[0], _HEADER)
+    return replace(state, ledger=_read_ledger(rest[1:], max_rows))
+
+
+def _ledger_lines(ledger: m.Ledger) -> Iterator[bytes]:
+    for hour in sorted(ledger.hours):
+        within = ledger.hours[hour]
+        numbers = iter(range(within.first, within.next))
+        packed = [hour, within.first, within.next]
+        some = list(islice(numbers, _ROWS_PER_SLICE))
+        yield _line(["hour", [*packed, _packed_rows(within, some)]])
+        while some := list(islice(numbers, _ROWS_PER_SLICE)):
+            yield _line(["hour", [*packed, _packed_rows(within, some)]])
+    yield from _uses_lines(ledger)
+
+
+def _packed_rows(within: m.LedgerHour, numbers: Iterable[int]) -> list[Any]:
+    rows = within.rows
+    return [[number, _ROW.pack(rows[number])] for number in numbers if number in rows]
+
+
+def _uses_lines(ledger: m.Ledger) -> Iterator[bytes]:
+    """Totals by root and service in buckets: sorting all at once would hold the Raft loop up."""
+    buckets: list[list[tuple[m.RootID, str]]] = [[] for _ in range(len(ledger.uses) // _USES_PER_BUCKET + 1)]
+    for position, key in enumerate(ledger.uses):
+        buckets[zlib.crc32("\0".join(key).encode("utf-8", "surrogatepass")) % len(buckets)].append(key)
+        if position % _ROWS_PER_SLICE == 0:
+            yield b""
+    for bucket in buckets:
+        yield _line(["uses", [[*key, _USE.pack(ledger.uses[key])] for key in sorted(bucket)]])
+
+
+def _read_ledger(lines: Iterable[bytes], max_rows: int) -> m.Ledger:
+    hours: dict[int, tuple[int, int, dict[int, m.LedgerRow]]] = {}
+    uses: dict[tuple[m.RootID, str], m.ServiceUse] = {}
+    for line in lines:
+        kind, body = _opened("a line of a snapshot", line, _tuple_of(_TEXT, _exactly(list)))
+        if kind == "hour":
+            hour, first, following, rows = _fitting("an hour of a snapshot", _HOUR_LINE, body)
+            hours.setdefault(hour, (first, following, {}))[2].update(rows)
+        elif kind == "uses":
+            found = _fitting("totals of a snapshot", _USES_LINE, body)
+            uses.update({(root_id, service): use for root_id, service, use in found})
+        else:
+            raise Corrupt(f'the snapshot holds a line of unknown kind "{kind}"')
+    return m.Ledger(
+        hours=Map(
+            {hour: m.LedgerHour(first, following, Map(rows)) for hour, (first, following, rows) in hours.items()}
+        ),
+        row_count=sum(len(rows) for _, _, rows in hours.values()),
+        uses=Map(uses),
+        max_rows=max_rows,
+    )
+
+
+def _line(value: Any) -> bytes:
+    return _dumps(value).encode() + b"\n"
+
+
+def _opened(what: str, data: bytes, shape: _Shape[T]) -> T:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise Corrupt(f"{what} is not JSON of ours: {type(exc).__name__}") from exc
+    return _fitting(what, shape, value)
+
+
+def _fitting(what: str, shape: _Shape[T], value: Any) -> T:
+    try:
+        return shape.unpack(value)
+    except (ValueError, TypeError, RecursionError, binascii.Error) as exc:
+        raise Corrupt(f"{what} does not have the expected shape: {exc}") from exc
