@@ -1,0 +1,456 @@
+"""Certificate profiles (contract section 3) and the judgement on an operator's root (contract section 5)."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from caserver.errors import InvalidConfig, ProviderRefused
+from caserver.fields import Secret, fault_text
+from caserver.pki import certificates, keys
+from caserver.pki.certificates import describe, load_certificate, operator_root_faults, serial_from
+from tests.testkit import mesh
+from tests.testkit.keys import ed25519_key, key_pem, private_key
+from tests.testkit.mesh import NOW, TRUST_DOMAIN, crossed, root
+
+CA_KEYS = ("ec-224", "ec-256", "ec-384", "ec-521", "rsa-2048", "rsa-4096")
+URI = f"spiffe://{TRUST_DOMAIN}"
+LEAF_TTL = 72 * 3600
+
+
+def extension_facts(certificate: x509.Certificate) -> list[tuple[str, bool]]:
+    return [(each.oid._name, each.critical) for each in certificate.extensions]
+
+
+# --- serials and names ---
+
+
+def test_a_serial_is_positive_and_of_127_bits():
+    assert {serial_from(bytes([byte]) * 16).bit_length() for byte in range(256)} == {127}
+
+
+def test_serials_of_different_bytes_differ():
+    assert serial_from(b"\x00" * 16) != serial_from(b"\x00" * 15 + b"\x01")
+
+
+def test_a_root_is_named_as_consul_names_it():
+    assert certificates.root_common_name(TRUST_DOMAIN, b"\x00" * 8) == "pri-00000000.consul.ca.11111111.consul"
+
+
+# --- profiles ---
+
+
+@pytest.mark.parametrize(
+    ("key_name", "signature"),
+    [("ec-224", "sha256"), ("ec-384", "sha384"), ("ec-521", "sha512"), ("rsa-4096", "sha256")],
+)
+def test_a_generated_root_has_the_recorded_profile(key_name: str, signature: str):
+    certificate = load_certificate(root(key_name))
+    key_id = keys.subject_key_id(private_key(key_name).public_key())
+
+    assert extension_facts(certificate) == [
+        ("keyUsage", True),
+        ("basicConstraints", True),
+        ("subjectKeyIdentifier", False),
+        ("authorityKeyIdentifier", False),
+        ("subjectAltName", False),
+    ]
+    assert certificates.extension(certificate, x509.KeyUsage) == certificates.ROOT_KEY_USAGE
+    assert certificates.extension(certificate, x509.BasicConstraints) == x509.BasicConstraints(
+        ca=True, path_length=None
+    )
+    assert certificates.key_id(certificate) == key_id
+    assert certificates.extension(certificate, x509.AuthorityKeyIdentifier) == x509.AuthorityKeyIdentifier(
+        key_id, None, None
+    )
+    assert certificates.uri_sans(certificate) == (URI,)
+    assert certificate.signature_hash_algorithm is not None
+    assert certificate.signature_hash_algorithm.name == signature
+    certificate.verify_directly_issued_by(certificate)
+
+
+def test_making_the_same_root_twice_gives_the_same_bytes():
+    assert root("ec-384") == root("ec-384")
+
+
+def test_facts_of_a_root_are_consuls():
+    facts = describe(root("ec-521"))
+
+    assert (facts.key_type, facts.key_bits, facts.serial, facts.is_ca) == ("ec", 521, 7, True)
+    assert facts.not_before == int(NOW.timestamp()) - 300
+    assert facts.not_after == int(NOW.timestamp()) + 3650 * 86400
+    assert facts.signing_key_id == keys.colon_hex(keys.subject_key_id(private_key("ec-521").public_key()))
+    assert facts.uri_sans == (URI,)
+    assert facts.subject == facts.issuer == "CN=root of ec-521"
+    assert len(facts.id) == 59
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(old, new) for old, new in permutations(CA_KEYS, 2) if "rsa-4096" not in (old, new)]
+)
+def test_a_root_is_cross_signed_by_any_other_kind(old: str, new: str):
+    old_pem, new_pem = root(old), root(new)
+    target = load_certificate(new_pem)
+
+    certificate = load_certificate(crossed(new_pem, old=old_pem, old_key=old))
+
+    assert certificate.subject == target.subject
+    assert certificate.public_key() == target.public_key()
+    assert certificate.issuer == load_certificate(old_pem).subject
+    assert extension_facts(certificate) == [
+        ("keyUsage", True),
+        ("basicConstraints", True),
+        ("subjectKeyIdentifier", False),
+        ("subjectAltName", False),
+        ("authorityKeyIdentifier", False),
+    ]
+    for kind in (x509.KeyUsage, x509.BasicConstraints, x509.SubjectKeyIdentifier, x509.SubjectAlternativeName):
+        assert certificates.extension(certificate, kind) == certificates.extension(target, kind)
+    authority = certificates.extension(certificate, x509.AuthorityKeyIdentifier)
+    assert authority is not None
+    assert authority.key_identifier == keys.subject_key_id(private_key(old).public_key())
+    assert isinstance(certificate.signature_hash_algorithm, hashes.SHA256)
+    certificate.verify_directly_issued_by(load_certificate(old_pem))
+
+
+def test_a_cross_signed_certificate_outlives_neither_issuer_nor_subject():
+    short, long = root("ec-256", days=3), root("ec-384", start=NOW - timedelta(days=1))
+
+    under_short = describe(crossed(long, old=short, old_key="ec-256"))
+    of_short = describe(crossed(short, old=long, old_key="ec-384"))
+
+    assert under_short.not_after == describe(short).not_after
+    assert under_short.not_before == int(NOW.timestamp()) - 60
+    assert of_short.not_after == describe(short).not_after
+
+
+def test_an_expired_root_cross_signs_nothing():
+    expired = root("ec-256", start=NOW - timedelta(days=9), days=2)
+
+    with pytest.raises(ProviderRefused, match="ForceWithoutCrossSigning"):
+        crossed(root("ec-384"), old=expired, old_key="ec-256")
+
+
+# --- an operator's root ---
+
+
+class Builder:
+    """An operator's root that is right but for what a test changes."""
+
+    def __init__(self) -> None:
+        self.key = private_key("ec-256")
+        self.public: object = self.key.public_key()
+        self.subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ours")])
+        self.issuer = self.subject
+        self.start, self.end = NOW - timedelta(hours=1), NOW + timedelta(days=3650)
+        self.extensions: dict[str, tuple[x509.ExtensionType, bool]] = {
+            "constraints": (x509.BasicConstraints(ca=True, path_length=None), True),
+            "usage": (certificates.ROOT_KEY_USAGE, True),
+            "key id": (x509.SubjectKeyIdentifier(b"\x01" * 20), False),
+            "names": (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(URI)]), False),
+        }
+        self.signing_key: object = self.key
+
+    def pem(self) -> str:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(self.subject)
+            .issuer_name(self.issuer)
+            .public_key(self.public)  # type: ignore[arg-type]
+            .serial_number(2**150 + 5)
+            .not_valid_before(self.start)
+            .not_valid_after(self.end)
+        )
+        for value, critical in self.extensions.values():
+            builder = builder.add_extension(value, critical)
+        algorithm = None if self.signing_key is ed25519_key() else hashes.SHA256()
+        return certificates.to_pem(builder.sign(self.signing_key, algorithm))  # type: ignore[arg-type]
+
+
+def faults_of(pem: str, *, key_name: str = "ec-256", leaf_ttl: int = LEAF_TTL) -> str:
+    faults = operator_root_faults(pem, private_key(key_name), trust_domain=TRUST_DOMAIN, now=NOW, leaf_ttl=leaf_ttl)
+    return fault_text(faults)
+
+
+def changed(change: Callable[[Builder], object]) -> str:
+    builder = Builder()
+    change(builder)
+    return builder.pem()
+
+
+def with_names(*names: x509.GeneralName) -> Callable[[Builder], object]:
+    return lambda builder: builder.extensions.update(names=(x509.SubjectAlternativeName(names), False))
+
+
+def with_extension(name: str, value: x509.ExtensionType, *, critical: bool) -> Callable[[Builder], object]:
+    return lambda builder: builder.extensions.update({name: (value, critical)})
+
+
+def not_self_signed(builder: Builder) -> None:
+    builder.issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "another")])
+
+
+def ed25519_root(builder: Builder) -> None:
+    builder.public, builder.signing_key = ed25519_key().public_key(), ed25519_key()
+
+
+def foreign_curve(builder: Builder) -> None:
+    builder.signing_key = ec.derive_private_key(7, ec.SECP256K1())
+    builder.public = builder.signing_key.public_key()
+
+
+def usage_without_signing() -> x509.KeyUsage:
+    return certificates.LEAF_KEY_USAGE
+
+
+def uri(value: str) -> x509.UniformResourceIdentifier:
+    return x509.UniformResourceIdentifier(value)
+
+
+@pytest.mark.parametrize("key_name", CA_KEYS)
+def test_a_generated_root_would_pass_as_an_operators_own(key_name: str):
+    assert faults_of(root(key_name), key_name=key_name) == ""
+
+
+def test_a_sound_root_is_accepted_with_or_without_final_newline():
+    pem = Builder().pem()
+
+    assert faults_of(pem) == faults_of(pem.rstrip("\n")) == faults_of("\n" + pem.replace("\n", "\r\n")) == ""
+
+
+def test_a_key_that_lives_elsewhere_is_not_compared():
+    assert operator_root_faults(Builder().pem(), None, trust_domain=TRUST_DOMAIN, now=NOW, leaf_ttl=LEAF_TTL) == []
+
+
+FAULTY: dict[str, tuple[Callable[[Builder], object], str]] = {
+    "no basic constraints": (lambda b: b.extensions.pop("constraints"), "RootCert: has no Basic Constraints"),
+    "no CA": (
+        with_extension("constraints", x509.BasicConstraints(ca=False, path_length=None), critical=True),
+        "is not a CA (CA:FALSE)",
+    ),
+    "path length": (
+        with_extension("constraints", x509.BasicConstraints(ca=True, path_length=0), critical=True),
+        "limits the path length to 0",
+    ),
+    "not critical": (
+        with_extension("constraints", x509.BasicConstraints(ca=True, path_length=None), critical=False),
+        "not critical",
+    ),
+    "no key usage": (lambda b: b.extensions.pop("usage"), "has no Key Usage"),
+    "no certSign": (with_extension("usage", usage_without_signing(), critical=True), "lacks keyCertSign"),
+    "no SKI": (lambda b: b.extensions.pop("key id"), "has no Subject Key Identifier"),
+    "no SAN": (lambda b: b.extensions.pop("names"), f"does not carry the URI of this cluster, {URI}"),
+    "no URI": (with_names(x509.DNSName("ca.example")), "its URI names are none"),
+    "other domain": (with_names(uri("spiffe://22222222-2222-3333-4444-555555555555.consul")), "22222222"),
+    "http": (with_names(uri(f"http://{TRUST_DOMAIN}")), f"the only one must be {URI}"),
+    "path": (with_names(uri(f"{URI}/ns/default")), f"the only one must be {URI}"),
+    "upper case": (with_names(uri(f"spiffe://{TRUST_DOMAIN.upper()}X")), f"the only one must be {URI}"),
+    "two URIs": (with_names(uri(URI), uri("spiffe://x.consul")), f"the only one must be {URI}"),
+    "DNS name": (with_names(uri(URI), x509.DNSName("ca.example")), "carries names beside the URI"),
+    "not self-signed": (not_self_signed, "is not self-signed"),
+    "empty subject": (
+        lambda b: (setattr(b, "subject", x509.Name([])), setattr(b, "issuer", x509.Name([]))),
+        "subject is empty",
+    ),
+    "expired": (lambda b: setattr(b, "end", NOW - timedelta(seconds=1)), "expired at 2030-06-01T11:59:59Z"),
+    "not yet valid": (
+        lambda b: setattr(b, "start", NOW + timedelta(minutes=1)),
+        "is not yet valid: it begins at 2030-06-01T12:01:00Z",
+    ),
+    "short": (lambda b: setattr(b, "end", NOW + timedelta(hours=1)), "before a leaf of 259200 seconds"),
+    "ed25519": (ed25519_root, "error extracting root key info: unsupported key type\nRootCert: "),
+    "foreign curve": (foreign_curve, "curve secp256k1"),
+    "server only": (
+        with_extension("eku", x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False),
+        "lacks clientAuth or serverAuth",
+    ),
+    "excluded": (
+        with_extension("limits", x509.NameConstraints([uri(".example.com")], None), critical=True),
+        "Name Constraints exclude",
+    ),
+    "other AKI": (
+        with_extension("aki", x509.AuthorityKeyIdentifier(b"x" * 20, None, None), critical=False),
+        "names another key",
+    ),
+    "unknown critical": (
+        with_extension("odd", x509.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), b"\x05\x00"), critical=True),
+        "1.2.3.4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "text"), FAULTY.values(), ids=list(FAULTY))
+def test_a_root_that_would_break_the_mesh_is_refused_by_name_of_the_fault(
+    change: Callable[[Builder], object], text: str
+):
+    refusal = faults_of(changed(change))
+
+    assert text in refusal
+    assert refusal.count("openssl req -x509") == 1
+
+
+def test_name_constraints_that_admit_the_trust_domain_are_accepted():
+    dns = x509.NameConstraints([x509.DNSName(TRUST_DOMAIN), uri(TRUST_DOMAIN)], None)
+
+    assert faults_of(changed(with_extension("limits", dns, critical=True))) == ""
+
+
+def test_a_key_of_another_certificate_is_refused():
+    assert "PrivateKey: does not belong to RootCert" in faults_of(Builder().pem(), key_name="ec-256-b")
+    assert "PrivateKey: does not belong to RootCert" in faults_of(Builder().pem(), key_name="rsa-2048")
+
+
+def test_all_faults_are_named_at_once_and_the_commands_once():
+    def everything(builder: Builder) -> None:
+        builder.extensions.clear()
+        builder.end = NOW
+
+    lines = faults_of(changed(everything)).splitlines()
+
+    assert [line.split(";")[0] for line in lines[:5]] == [
+        "RootCert: has no Basic Constraints",
+        "RootCert: has no Key Usage",
+        "RootCert: has no Subject Key Identifier",
+        f"RootCert: does not carry the URI of this cluster, {URI}",
+        "RootCert: expired at 2030-06-01T12:00:00Z",
+    ]
+    assert [line.split(" -")[0] for line in lines[5:]] == ["openssl genpkey", "openssl req"]
+
+
+@pytest.mark.parametrize(
+    ("pem", "first_line"),
+    [
+        ("garbage", "error parsing root fingerprint: no PEM-encoded data found"),
+        ("", "error parsing root fingerprint: no PEM-encoded data found"),
+        (key_pem("ec-256"), "error parsing root fingerprint: first PEM-block should be CERTIFICATE type"),
+        (
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "error parsing root cert: asn1: structure error: the block is not a certificate",
+        ),
+        (
+            Builder().pem().replace("\n", "\\n"),
+            "error parsing root cert: asn1: structure error: the block is not a certificate",
+        ),
+    ],
+)
+def test_what_is_no_certificate_is_refused_with_consuls_text(pem: str, first_line: str):
+    assert faults_of(pem).splitlines()[0] == first_line
+    with pytest.raises(InvalidConfig) as refused:
+        describe(pem)
+    assert refused.value.detail == first_line
+
+
+def test_two_certificates_and_text_around_one_are_refused():
+    pem = Builder().pem()
+
+    assert "RootCert: holds 2 PEM blocks" in faults_of(pem + pem)
+    assert "RootCert: holds 2 PEM blocks" in faults_of(pem + key_pem("ec-256"))
+    assert "RootCert: has text around the certificate" in faults_of("subject=ours\n" + pem)
+
+
+# --- openssl ---
+
+
+def openssl(*words: str, cwd: Path) -> str:
+    done = subprocess.run(["openssl", *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=30)
+    return done.stdout + done.stderr
+
+
+def printed_commands(refusal: str) -> str:
+    return "\n".join(line for line in refusal.splitlines() if line.startswith("openssl "))
+
+
+# The operator's root of Consul's documentation page, word for word: RSA, the right URI, and nothing else.
+DOCUMENTATION_ROOT = """\
+-----BEGIN CERTIFICATE-----
+MIIDijCCAnKgAwIBAgIJAOFZ66em1qC7MA0GCSqGSIb3DQEBCwUAMGIxCzAJBgNV
+BAYTAlVTMRMwEQYDVQQIDApDYWxpZm9ybmlhMRYwFAYDVQQHDA1TYW4gRnJhbmNp
+c2NvMRIwEAYDVQQKDAlIYXNoaUNvcnAxEjAQBgNVBAMMCWxvY2FsaG9zdDAeFw0x
+ODA2MDYxNzM3MDNaFw0yODA2MDMxNzM3MDNaMGIxCzAJBgNVBAYTAlVTMRMwEQYD
+VQQIDApDYWxpZm9ybmlhMRYwFAYDVQQHDA1TYW4gRnJhbmNpc2NvMRIwEAYDVQQK
+DAlIYXNoaUNvcnAxEjAQBgNVBAMMCWxvY2FsaG9zdDCCASIwDQYJKoZIhvcNAQEB
+BQADggEPADCCAQoCggEBAK6ostXN6W093EpI3RDNQDwC1Gq3lPNoodL5XRaVVIBU
+3X5iC+Ttk02p67cHUguh4ZrWr3o3Dzxm+gKK0lfZLW0nNYNPAIGZWQD9zVSx1Lqt
+8X0pd+fhMV5coQrh3YIG/vy17IBTSBuRUX0mXOKjOeJJlrw1HQZ8pfm7WX6LFul2
+Xszvgn5K1XR+9nhPy6K2bv99qsY0sm7AqCS2BjYBW8QmNngJOdLPdhyFh7invyXe
+Pqgujc/KoA3P6e3/G7bJZ9+qoQMK8uwD7PxtA2hdQ9t0JGPsyWgzhwfBxWdBWRzV
+RvVi6Yu2tvw3QrjdeKQ5Ouw9FUb46VnTU7jTO974HjkCAwEAAaNDMEEwPwYDVR0R
+BDgwNoY0c3BpZmZlOi8vMzZjYjUyY2QtNDA1OC1mODExLTA0MzItNjc5OGEyNDBj
+NWQzLmNvbnN1bDANBgkqhkiG9w0BAQsFAAOCAQEATHgCro9VXj7JbH/tlB6f/KWf
+7r98+rlUE684ZRW9XcA9uUA6y265VPnemsC/EykPsririoh8My1jVPuEfgMksR39
+9eMDJKfutvSpLD1uQqZE8hu/hcYyrmQTFKjW71CfGIl/FKiAg7wXEw2ljLN9bxNv
+GG118wrJyMZrRvFjC2QKY025QQSJ6joNLFMpftsZrJlELtRV+nx3gMabpiDRXhIw
+JM6ti26P1PyVgGRPCOG10v+OuUtwe0IZoOqWpPJN8jzSuqZWf99uolkG0xuqLNz6
+d8qvTp1YF9tTmysgvdeGALez/02HTF035RVTsQfH9tM/+4yG1UnmjLpz3p4Fow==
+-----END CERTIFICATE-----
+"""
+DOCUMENTATION_TRUST_DOMAIN = "36cb52cd-4058-f811-0432-6798a240c5d3.consul"
+
+
+def test_the_printed_commands_turn_the_documentations_example_into_a_root_that_is_accepted(tmp_path: Path):
+    """DESIGN section 8: the documentation's root is refused with commands that, run as printed, make a good one."""
+    then = datetime(2018, 6, 7, tzinfo=UTC)
+    judge = partial(operator_root_faults, trust_domain=DOCUMENTATION_TRUST_DOMAIN, leaf_ttl=8760 * 3600)
+
+    faults = judge(DOCUMENTATION_ROOT, None, now=then)
+
+    assert [fault.problem for fault in faults] == [
+        "has no Basic Constraints",
+        "has no Key Usage",
+        "has no Subject Key Identifier",
+    ]
+    commands = printed_commands(fault_text(faults))
+    subprocess.run(["sh", "-ec", commands], cwd=tmp_path, check=True, capture_output=True, timeout=30)
+    pem, key = (tmp_path / "root.crt").read_text(), keys.load_private_key(Secret((tmp_path / "root.key").read_text()))
+    assert judge(pem, key, now=load_certificate(pem).not_valid_before_utc) == []
+    assert describe(pem).subject == "CN=Connect CA Root 20180607000000"
+
+
+def test_the_second_command_alone_keeps_the_operators_key(tmp_path: Path):
+    (tmp_path / "root.key").write_text(key_pem("rsa-2048"))
+    request = printed_commands(faults_of("garbage")).splitlines()[1]
+
+    subprocess.run(["sh", "-ec", request], cwd=tmp_path, check=True, capture_output=True, timeout=30)
+
+    pem = (tmp_path / "root.crt").read_text()
+    born = load_certificate(pem).not_valid_before_utc
+    assert (
+        operator_root_faults(pem, private_key("rsa-2048"), trust_domain=TRUST_DOMAIN, now=born, leaf_ttl=LEAF_TTL) == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("ec-256", "rsa-2048"),
+        ("rsa-2048", "ec-384"),
+        ("ec-521", "ec-224"),
+        ("rsa-4096", "rsa-2048"),
+        ("ec-224", "ec-256"),
+    ],
+)
+def test_openssl_verifies_leaves_across_a_rotation_for_both_purposes(old: str, new: str, tmp_path: Path):
+    old_pem, new_pem = root(old), root(new)
+    (tmp_path / "old.pem").write_text(old_pem)
+    (tmp_path / "new.pem").write_text(new_pem)
+    (tmp_path / "crossed.pem").write_text(crossed(new_pem, old=old_pem, old_key=old))
+    (tmp_path / "leaf.pem").write_text(mesh.leaf(new_pem, new))
+    at = str(int(NOW.timestamp()))
+
+    for purpose in ("sslserver", "sslclient"):
+        common = ["-x509_strict", "-purpose", purpose, "-attime", at]
+        under_new = openssl("verify", *common, "-CAfile", "new.pem", "leaf.pem", cwd=tmp_path)
+        under_old = openssl(
+            "verify", *common, "-CAfile", "old.pem", "-untrusted", "crossed.pem", "leaf.pem", cwd=tmp_path
+        )
+        assert (under_new, under_old) == ("leaf.pem: OK\n", "leaf.pem: OK\n")
