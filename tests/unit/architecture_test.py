@@ -32,6 +32,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {
         "raft": {
             "",
+            "compaction",
             "data_dir",
             "disk",
             "engine",
@@ -49,13 +50,14 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "client": {"", "client"},
     },
     {"": {"wire", "requests"}},
-    {"state": {"", "apply", "codec", "commands", "configuration", "lifecycle", "machine", "model"}},
+    {"state": {"", "apply", "codec", "commands", "configuration", "ledger", "lifecycle", "machine", "model", "sealing"}},
     {
         "pki": {"", "certificates", "chain", "csr", "keys", "leaf_der", "proof", "spiffe", "tls"},
         "internode": {"", "identity", "keyring", "membership"},
         "config": {"", "agent_config", "consul_keys", "document", "sources"},
     },
-    {"telemetry": {"", "logs"}, "": {"", "environment", "errors", "fields", "gojson"}},
+    {"telemetry": {"", "logs"}},
+    {"": {"", "environment", "errors", "fields", "gojson"}},
 )
 
 # (importing package or module, imported module): why this one may look up or sideways.
