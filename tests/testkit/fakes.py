@@ -169,7 +169,7 @@ class FakeLog:
         self._lose_command = 0
         self._lose_reply = 0
         self._open = asyncio.Event()
-        self._open.set()
+        self._held: tuple[type, ...] = ()
         self.clock_offset = 0.0
 
     def elsewhere(self, node: str, *, tripwire: Tripwire | None = None) -> FakeLog:
@@ -198,7 +198,8 @@ class FakeLog:
         name = type(command).__name__
         self.tripwire.step(f"propose {name}")
         await asyncio.sleep(0)
-        await self._open.wait()
+        if isinstance(command, self._held):
+            await self._open.wait()
         if self.tripwire.dead:
             raise Killed(name)
         if not self.leadership.is_leader:
@@ -263,12 +264,14 @@ class FakeLog:
         """The next proposals are committed, but their proposer is told that the outcome is unknown."""
         self._lose_reply += count
 
-    def hold(self) -> None:
-        """Let proposals wait until ``release``."""
-        self._open.clear()
+    def hold(self, kind: type = object) -> None:
+        """Let proposals, of one kind or all, wait until ``release``."""
+        self._held = (kind,)
+        self._open = asyncio.Event()
 
     def release(self) -> None:
         """Let waiting proposals go on."""
+        self._held = ()
         self._open.set()
 
     def commit(self, command: Command) -> Result:
