@@ -33,6 +33,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "raft": {
             "",
             "compaction",
+            "compaction",
             "data_dir",
             "disk",
             "engine",

@@ -1,0 +1,543 @@
+"""One Raft node without sockets, threads or waiting: messages and ticks go in, messages and outcomes come out.
+
+``Engine`` puts pysyncobj's protocol (``seam.Core``) behind the message rules (``Guard``) and adds what the package lacks:
+exact outcomes, a bounded queue, group commit, ReadIndex, snapshots beside the log, hand-over, promotion of replaced nodes.
+
+A tick runs in this order, which is what makes it durable and fast: queue -> journal and network at once -> one flush ->
+promises -> count commits, apply, answer. Whoever drives the engine calls ``tick`` after every ``receive``, ``propose`` and
+``barrier`` (once for many) and at ``next_wakeup``. Any exception that leaves it means that the node must stop: the state
+in memory is not to be trusted any more, the files are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Any, Protocol
+
+from caserver.environment import Clock, Entropy
+from caserver.errors import Corrupt
+from caserver.raft import snapshot_file
+from caserver.raft.compaction import Making, Receiving, Sending
+from caserver.raft.guard import ElectionTimer, Guard, PeerView, Reactions, SelfReport, Standing, Timing
+from caserver.raft.journal import Journal
+from caserver.raft.ports import (
+    Committed,
+    Disk,
+    Leadership,
+    Message,
+    Network,
+    NotCommitted,
+    Outcome,
+    OutcomeUnknown,
+    StateMachine,
+)
+from caserver.raft.seam import COMMAND, CONTROL, DISCARDED, FIRST_INDEX, SUCCESS, Core, Entry, bind_monotonic
+
+COMMAND_BYTES_MAX = 256 << 10
+QUEUE_MAX = 4096  # proposals between two ticks
+SNAPSHOT_EVERY = 4096  # entries; all nodes compact at the same indexes, so that their hashes compare
+_BATCH_BYTES = 1 << 20  # of one append_entries
+_BATCHES = 4  # to one peer in one go; its answer asks for more
+_PUSH_DELAY = 0.002  # seconds that a new commit index waits for company
+_REPORT_EVERY = 1.0  # seconds
+_HASHES_KEPT = 8
+
+
+class Marker(Protocol):
+    """The durable word that this node once was a voter."""
+
+    @property
+    def initialised(self) -> bool:
+        """Whether it is set."""
+        ...
+
+    def mark_initialised(self) -> None:
+        """Set it, durable on return."""
+        ...
+
+
+@dataclass(slots=True)
+class Proposal:
+    """A command on its way."""
+
+    command: bytes
+    done: Callable[[Outcome[Any]], None]  # called once, from a tick
+    appended: bool = False
+    withdrawn: bool = False  # set by the caller who stopped waiting
+
+
+@dataclass(slots=True)
+class _HandOver:
+    to: str | None
+    until: float
+    sent: bool = False
+
+
+class Engine:
+    """One node of the replicated log; sans-IO but for its ``Disk``, lives on one thread."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        peers: Sequence[str],
+        machine: StateMachine[Any, Any, Any],
+        journal: Journal,
+        snapshot: snapshot_file.Snapshot | None,
+        marker: Marker,
+        disk: Disk,
+        network: Network,
+        clock: Clock,
+        entropy: Entropy,
+        timing: Timing,
+        rejoin: bool = False,
+        snapshot_every: int = SNAPSHOT_EVERY,
+    ) -> None:
+        """``peers`` are the others; ``journal`` is healed against ``snapshot``; ``rejoin`` lets a wiped node learn."""
+        bind_monotonic(clock.monotonic)
+        self._node, self._machine, self._journal, self._marker, self._disk = node, machine, journal, marker, disk
+        self._clock, self._timing, self._rejoin, self._snapshot_every = clock, timing, rejoin, snapshot_every
+        self._life = entropy.bytes(8).hex()
+        self._queue: deque[Proposal] = deque()
+        self._making: Making | None = None
+        self._sending: dict[str, Sending] = {}
+        self._receiving = Receiving()
+        self._hungry: set[str] = set()  # peers whose answer leaves room for more
+        self._progress: dict[str, int] = {}
+        self._promoted: dict[str, float] = {}  # life -> when its promotion was last proposed
+        self._hashes: dict[int, str] = {}
+        self._hand_over: _HandOver | None = None
+        self._push_at = float("inf")
+        self._report_at = clock.monotonic() + _REPORT_EVERY
+        self._timer = ElectionTimer(clock, entropy, timing)
+        self._core = Core(
+            node, peers, hooks=self, journal=journal, heartbeat=timing.heartbeat, timeout=timing.timeout_max
+        )
+        self._guard = Guard(
+            peers=peers,
+            core=self._core,
+            network=network,
+            clock=clock,
+            timing=timing,
+            timer=self._timer,
+            reactions=Reactions(
+                report=self._report,
+                standing_changed=self._standing_changed,
+                state_hash=self._compare_hash,
+                chunk=self._take_chunk,
+                answered=self._answered,
+            ),
+        )
+        self._restore(snapshot)
+        if not peers:
+            if not marker.initialised:
+                marker.mark_initialised()
+            self._timer.deadline = clock.monotonic()  # nobody to wait for: lead at the first tick
+
+    def _restore(self, snapshot: snapshot_file.Snapshot | None) -> None:
+        if snapshot is not None:
+            self._machine.load(snapshot.state)
+            self._core.restored(snapshot.last[1])
+            self._remember_hash(snapshot.last[1], snapshot.state_hash)
+
+    # -- driving
+
+    def receive(self, peer: str, message: Message) -> None:
+        """Take one message of an authenticated peer; answers leave at the next tick."""
+        try:
+            self._guard.receive(peer, message)
+        finally:
+            self._journal.end_of_message()
+
+    def link(self, peer: str, *, up: bool) -> None:
+        """The link on which this node sends to ``peer`` came up or went down."""
+        self._sending.pop(peer, None)
+        self._guard.link(peer, up=up)
+
+    def tick(self) -> None:
+        """Do all that is due."""
+        if self._clock.monotonic() >= self._report_at:
+            self._report_at = self._clock.monotonic() + _REPORT_EVERY
+            self._guard.announce()
+        campaign = self._guard.consider_campaign()
+        self._drain_queue()
+        self._flush()
+        committed = self._core.commit_index()
+        self._core.step(campaign=campaign)
+        if self._guard.owes:
+            self._flush()
+        self._lead(committed)
+        self._guard.run_barriers()
+
+    def next_wakeup(self) -> float:
+        """Monotonic instant at which ``tick`` must run again if nothing happens before."""
+        leads = self._core.is_leader()
+        due = min(self._core.heartbeat_due(), self._push_at) if leads else self._timer.deadline
+        return min(due, self._report_at)
+
+    def _flush(self) -> None:
+        self._journal.sync()
+        self._guard.keep_promises()
+
+    def _lead(self, committed_before: int) -> None:
+        """What only a leader does at the end of a tick."""
+        if not self._core.is_leader():
+            self._hand_over = None
+            self._push_at = float("inf")
+            return
+        now = self._clock.monotonic()
+        if self._core.commit_index() > committed_before:
+            self._push_at = min(self._push_at, now + _PUSH_DELAY)
+        if now >= self._push_at:
+            self._send_all()
+        for peer in sorted(self._hungry):
+            self._feed(peer)
+        self._hungry.clear()
+        self._promote_learners(now)
+        self._continue_hand_over(now)
+
+    # -- proposing
+
+    def propose(self, proposal: Proposal) -> None:
+        """Queue a command for the next tick; a refusal is told at once."""
+        refusal = self._refusal(proposal.command)
+        if refusal:
+            proposal.done(NotCommitted(refusal))
+        else:
+            self._queue.append(proposal)
+
+    def _refusal(self, command: bytes) -> str | None:
+        if len(command) > COMMAND_BYTES_MAX:
+            return f"a command of {len(command)} bytes is over the limit of {COMMAND_BYTES_MAX}"
+        if not self._core.is_leader():
+            return f"this node does not lead (term {self._core.term()})"
+        if self._hand_over is not None:
+            return "leadership is being handed over"
+        if len(self._queue) >= QUEUE_MAX:
+            return f"{QUEUE_MAX} commands are waiting already"
+        return None
+
+    def _drain_queue(self) -> None:
+        last = self._core.last()[1]
+        while self._queue:
+            proposal = self._queue.popleft()
+            if proposal.withdrawn:
+                continue
+            if not self._core.is_leader():
+                proposal.done(NotCommitted("leadership was lost before the command was appended"))
+                continue
+            proposal.appended = True
+            self._core.append(COMMAND + proposal.command, _deciding(proposal.done))
+        if self._core.last()[1] > last:
+            self._send_all()  # on the wire while this node flushes its own journal
+
+    def barrier(self, done: Callable[[str | None], None]) -> None:
+        """``done(None)`` when the state holds all that was committed before the call, ``done(reason)`` if unprovable."""
+        self._guard.barrier(done)
+
+    # -- what pysyncobj's protocol asks for (seam.Hooks)
+
+    def send(self, peer: str, message: Message) -> bool:
+        """Send a message of the protocol, by the rules."""
+        return self._guard.send(peer, message)
+
+    def rearm_election(self) -> None:
+        """Wait a new election timeout."""
+        self._timer.rearm()
+
+    def became_leader(self) -> None:
+        """Make the no-op as durable as anything that is counted."""
+        self._sending.clear()
+        self._progress.clear()
+        self._journal.sync()
+
+    def apply(self, index: int, command: bytes) -> object:
+        """Apply one committed entry; any failure is final."""
+        kind, body = command[:1], command[1:]
+        result: object = None
+        if kind == COMMAND:
+            result = self._apply_command(index, body)
+        elif kind != CONTROL:
+            raise Corrupt(f"entry {index} is of kind {kind!r}, which no version of caserver writes")
+        elif body:
+            self._apply_control(index, body)
+        if index % self._snapshot_every == 0:
+            self._begin_snapshot(index)
+        return result
+
+    def _apply_command(self, index: int, body: bytes) -> object:
+        try:
+            return self._machine.apply(body)
+        except (Corrupt, MemoryError, RecursionError, OSError):
+            raise
+        except Exception as exc:
+            # apply is total: a raise is a defect, and a node that went on would differ from those where it did not happen.
+            raise Corrupt(f"applying entry {index} failed: {type(exc).__name__}; the node stops unharmed") from exc
+
+    def _apply_control(self, index: int, body: bytes) -> None:
+        try:
+            control = json.loads(body)
+            name, life = control["promote"], control["life"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise Corrupt(
+                f"entry {index} is a control entry of a later version; upgrade caserver on this node"
+            ) from exc
+        if (name, life) == (self._node, self._life) and not self._marker.initialised:
+            self._mark()
+
+    # -- sending entries
+
+    def send_entries(self) -> None:
+        """Bring every connected peer closer to the end of the log."""
+        self._push_at = float("inf")
+        for peer, view in self._guard.peers.items():
+            if view.announced:
+                self._feed(peer)
+
+    def _send_all(self) -> None:
+        self._core.send_now()
+
+    def _feed(self, peer: str) -> None:
+        core = self._core
+        if core.next_index(peer) <= core.first()[1]:
+            self._feed_snapshot(peer)
+            return
+        self._sending.pop(peer, None)
+        for _ in range(_BATCHES):
+            following = core.next_index(peer)
+            place = core.entry(following - 1)
+            if place is None:
+                raise Corrupt(f"the log ends before entry {following - 1}, which {peer} was said to have")
+            entries = core.entries(following, _BATCH_BYTES)
+            sent = self.send(
+                peer,
+                self._append_message(prevLogIdx=place[1], prevLogTerm=place[2], entries=entries),
+            )
+            if not sent:
+                return
+            if entries:
+                core.set_next_index(peer, entries[-1][1] + 1)
+            if core.next_index(peer) > core.last()[1]:
+                return
+
+    def _append_message(self, **fields: object) -> Message:
+        head = {"type": "append_entries", "term": self._core.term(), "commit_index": self._core.commit_index()}
+        return head | fields
+
+    def _feed_snapshot(self, peer: str) -> None:
+        sending = self._sending.get(peer)
+        if sending is None:
+            content = self._disk.read(snapshot_file.SNAPSHOT_FILE)
+            if content is None:
+                raise Corrupt("the log is shortened, but its snapshot is gone from the data directory")
+            sending = self._sending[peer] = Sending(content)
+        chunks = list(sending.chunks())
+        for chunk in chunks:
+            self.send(peer, self._append_message(serialized=chunk))
+        if not chunks:
+            self.send(peer, self._append_message(serialized=None))  # a heartbeat: it is busy with what it has
+
+    def _answered(self, peer: str, message: Message) -> None:
+        if message["success"]:
+            self._progress[peer] = message["next_node_idx"]
+        if message["success"] or message["reset"]:
+            self._sending.pop(peer, None)
+        elif peer in self._sending:
+            self._sending[peer].answered()
+        if self._core.next_index(peer) <= self._core.last()[1]:
+            self._hungry.add(peer)
+
+    # -- snapshots
+
+    @property
+    def making(self) -> Making | None:
+        """The snapshot that is being made; whoever drives the engine advances it between other things."""
+        return self._making
+
+    def _begin_snapshot(self, index: int) -> None:
+        previous, last = self._core.entry(index - 1), self._core.entry(index)
+        if self._making is None and previous is not None and last is not None:
+            self._making = Making(self._machine.dump(), previous=previous, last=last)
+
+    def store_snapshot(self, making: Making) -> None:
+        """Write a finished snapshot, durable on return; touches nothing else, so a worker thread may do it."""
+        snapshot_file.write(self._disk, previous=making.previous, last=making.last, slices=making.slices)
+
+    def snapshot_stored(self, making: Making) -> None:
+        """Shorten the log to what the stored snapshot does not hold."""
+        self._making = None
+        self._remember_hash(making.index, making.state_hash)
+        self._shorten(making.previous, making.last)
+        self._guard.announce()
+
+    def _shorten(self, previous: Entry, last: Entry) -> None:
+        kept = self._core.entry(last[1])
+        behind = self._journal[last[1] - self._core.first()[1] + 1 :] if kept and kept[2] == last[2] else []
+        self._journal.rewrite([previous, last, *behind])
+
+    def _take_chunk(self, peer: str, chunk: tuple[bytes, bool, bool]) -> None:
+        piece, first, last = chunk
+        content = self._receiving.take(piece, first=first, last=last)
+        following = self._core.last()[1] + 1
+        if content is None:
+            self._core.answer(peer, next_index=following, success=False, reset=False)
+        elif self._making is not None and self._making.writing:
+            self._core.answer(
+                peer, next_index=FIRST_INDEX, success=False, reset=True
+            )  # one file, one writer: once more
+        else:
+            self._install(peer, snapshot_file.decode(content), content)
+
+    def _install(self, peer: str, snapshot: snapshot_file.Snapshot, content: bytes) -> None:
+        index = snapshot.last[1]
+        if index <= self._core.applied_index():
+            self._core.answer(peer, next_index=self._core.applied_index() + 1, success=False, reset=True)
+            return
+        self._making = None
+        self._machine.load(snapshot.state)
+        self._disk.replace(snapshot_file.SNAPSHOT_FILE, content)
+        self._shorten(snapshot.previous, snapshot.last)
+        self._core.restored(index)
+        self._remember_hash(index, snapshot.state_hash)
+        self._core.answer(peer, next_index=index + 1, success=True, reset=False)
+
+    def _remember_hash(self, index: int, state_hash: str) -> None:
+        self._hashes[index] = state_hash
+        for old in sorted(self._hashes)[:-_HASHES_KEPT]:
+            del self._hashes[old]
+
+    def _compare_hash(self, peer: str, index: int, state_hash: str) -> None:
+        own = self._hashes.get(index)
+        if own is None or own == state_hash:
+            return
+        if peer == self._core.leader():
+            raise Corrupt(
+                f"after entry {index} the state of this node differs from that of the leader {peer}; "
+                "stop it, move its data directory away and start it with -rejoin"
+            )
+        self._guard.counts["state_differs"] += 1
+
+    # -- standing
+
+    def _standing(self) -> Standing:
+        if self._marker.initialised:
+            return Standing.MEMBER if self._core.last()[1] > FIRST_INDEX else Standing.FOUNDING
+        return Standing.LEARNER if self._rejoin else Standing.EMPTY
+
+    def _report(self) -> SelfReport:
+        index = max(self._hashes, default=0)
+        return SelfReport(
+            standing=self._standing(),
+            life=self._life,
+            wall_ms=int(self._clock.now().timestamp() * 1000),
+            snapshot_index=index,
+            snapshot_hash=self._hashes.get(index, ""),
+        )
+
+    def _standing_changed(self, peer: str, view: PeerView) -> None:
+        if view.standing in {Standing.EMPTY, Standing.LEARNER}:
+            self._core.forget_match(peer)
+            self._progress.pop(peer, None)
+        if self._standing() is not Standing.EMPTY:
+            return
+        if view.standing is Standing.MEMBER:
+            raise Corrupt(
+                f"the data directory of this node holds no log, but {peer} is a member of a cluster that lists it: "
+                "if its disk was lost or replaced, start it with -rejoin; if not, give it its old data directory back"
+            )
+        if self._guard.all_without_entries():
+            self._mark()
+
+    def _mark(self) -> None:
+        self._marker.mark_initialised()
+        self._guard.announce()
+
+    def _promote_learners(self, now: float) -> None:
+        for peer, view in self._guard.peers.items():
+            waited = now - view.since > self._timing.timeout_max  # candidates that it voted for before have given up
+            asked = now - self._promoted.get(view.life, float("-inf")) < _REPORT_EVERY
+            caught_up = self._progress.get(peer, 0) > self._core.commit_index()
+            if view.standing is Standing.LEARNER and waited and caught_up and not asked:
+                self._promoted[view.life] = now
+                control = {"promote": peer, "life": view.life}
+                self._core.append(CONTROL + json.dumps(control).encode(), None)
+                self._core.send_soon()
+
+    # -- leadership
+
+    def hand_over(self, to: str | None = None) -> bool:
+        """Stop taking proposals and let ``to``, or the peer that is furthest, campaign; False if this node does not lead."""
+        if not self._core.is_leader() or (to is not None and to not in self._guard.peers):
+            return False
+        if self._hand_over is None:
+            self._hand_over = _HandOver(to, self._clock.monotonic() + self._timing.timeout_max)
+        return True
+
+    def _continue_hand_over(self, now: float) -> None:
+        over = self._hand_over
+        if over is None:
+            return
+        if now > over.until:
+            self._hand_over = None
+            return
+        able = [
+            peer
+            for peer, view in self._guard.peers.items()
+            if view.announced and self._guard.is_voter(peer) and over.to in {None, peer}
+        ]
+        chosen = max(able, key=self._core.match_index, default=None)
+        if chosen and not over.sent and self._core.match_index(chosen) == self._core.last()[1]:
+            over.sent = self.send(chosen, {"type": "timeout_now", "term": self._core.term()})
+
+    def leadership(self) -> Leadership:
+        """Who leads, as far as this node knows."""
+        core, now = self._core, self._clock.monotonic()
+        leads = core.is_leader()
+        silence = 0.0 if leads else now - self._guard.leader_contact
+        known = leads or silence < self._timing.timeout_max
+        peers = {peer: view.announced for peer, view in self._guard.peers.items()}
+        return Leadership(
+            node=self._node,
+            leader=core.leader() if known else None,
+            term=core.term(),
+            is_leader=leads and core.applied_index() >= (core.noop_index() or 0),
+            last_contact=silence,
+            clock_offset=self._clock_offset(),
+            peers=peers,
+        )
+
+    def _clock_offset(self) -> float:
+        """Seconds that this node's wall clock is ahead of the middle one of all that were heard."""
+        heard = [view.wall_ahead for view in self._guard.peers.values() if view.standing is not Standing.UNKNOWN]
+        return -median_low([0.0, *heard])
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last applied entry."""
+        return self._core.applied_index()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What the rules refused, by rule."""
+        return Counter(self._guard.counts)
+
+    @property
+    def standing(self) -> Standing:
+        """What this node is to its cluster."""
+        return self._standing()
+
+
+def _deciding(done: Callable[[Outcome[Any]], None]) -> Callable[[object, int], None]:
+    def decided(result: object, reason: int) -> None:
+        if reason == SUCCESS:
+            done(Committed(result))
+        elif reason == DISCARDED:
+            done(NotCommitted("another leader's entry took the place of the command"))
+        else:
+            done(OutcomeUnknown("a snapshot of a later state arrived before the outcome was known"))
+
+    return decided

@@ -1,0 +1,467 @@
+"""The rules that every message passes on its way in and out, because pysyncobj trusts whatever arrives.
+
+Messages (all from authenticated peers, schema in ``messages``):
+
+    append_entries   the leader's entries, heartbeat or snapshot chunk    next_node_idx  its answer, stamped with the term
+    request_vote, response_vote      election                             pv, pva    would you vote for me? (pre-vote)
+    ri, ria          ReadIndex: am I still your leader?                   stale      my term is higher than what you sent
+    timeout_now      take over: leadership is handed to you
+    standing         what I am, said first on every link and once a second
+
+Rules, with the defect of the bare engine that each one cures:
+
+* An answer counts only in the term in which it was given; a vote counts once per voter. (Entries committed by a minority.)
+* A node whose leader is alive ignores candidates, unless the leader handed over; who wants to campaign asks first.
+  (One lagging node deposes a healthy leader.)
+* A sender with an old term is told so. (A stale leader never learns.)
+* What promises something leaves only after the journal is durable; promises of one tick share one flush.
+* A node without the initialised marker counts for nothing: it gives no vote and no ReadIndex answer, and its answers move
+  only what is sent to it next. (A lost disk forgets a vote and acknowledged entries.)
+
+A brand-new cluster has no member that could vouch for anything, so it is founded in two steps, each needing all listed
+nodes: a node that has heard from every peer that its log is empty makes its marker (*founding*); a founding node
+campaigns once every peer is founding, or more. Nobody is left behind, and no wiped node can mistake an old cluster for a
+new one, because one member with entries is enough to tell.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from caserver.environment import Clock, Entropy
+from caserver.errors import Corrupt
+from caserver.raft.ports import Message, Network
+from caserver.raft.seam import FIRST_INDEX, Core
+
+_PROMISES = {"next_node_idx", "response_vote", "request_vote"}
+
+
+class Standing(StrEnum):
+    """What a node is to its cluster."""
+
+    UNKNOWN = "unknown"  # it has not said yet
+    EMPTY = "empty"  # no marker: new, or wiped
+    LEARNER = "learner"  # wiped and told so: catches up, counts for nothing until promoted
+    FOUNDING = "founding"  # marker, and a log that never held an entry
+    MEMBER = "member"
+
+
+_VOTERS = {Standing.FOUNDING, Standing.MEMBER}
+_WITHOUT_ENTRIES = {Standing.EMPTY, Standing.FOUNDING}
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Durations in seconds."""
+
+    heartbeat: float
+    timeout_min: float
+    timeout_max: float
+
+    @classmethod
+    def scaled(cls, multiplier: float) -> Timing:
+        """Consul's ``raft_multiplier``: 1 for a quiet local network, more for slow or shared machines."""
+        return cls(heartbeat=0.06 * multiplier, timeout_min=0.3 * multiplier, timeout_max=0.6 * multiplier)
+
+
+class ElectionTimer:
+    """When this node last heard of life, and when it will want to lead."""
+
+    def __init__(self, clock: Clock, entropy: Entropy, timing: Timing) -> None:
+        self._clock, self._entropy, self._timing = clock, entropy, timing
+        self.deadline = 0.0
+        self.rearm()
+
+    def rearm(self, *, part: float = 1.0) -> None:
+        """Wait a new, random timeout, or a part of one."""
+        span = self._entropy.uniform(self._timing.timeout_min, self._timing.timeout_max)
+        self.deadline = self._clock.monotonic() + span * part
+
+    def expired(self) -> bool:
+        """Whether the wait is over."""
+        return self._clock.monotonic() >= self.deadline
+
+
+@dataclass(slots=True)
+class PeerView:
+    """What is known of one peer; forgotten with the process."""
+
+    standing: Standing = Standing.UNKNOWN
+    life: str = ""  # differs for every start of the peer
+    since: float = 0.0  # monotonic instant of the first report of this life and standing
+    wall_ahead: float = 0.0  # seconds that the peer's wall clock is ahead of ours
+    announced: bool = False  # the link is up and our standing went first
+    heard: float = 0.0  # monotonic instant of its last message
+
+
+@dataclass(frozen=True, slots=True)
+class SelfReport:
+    """What this node says of itself."""
+
+    standing: Standing
+    life: str
+    wall_ms: int
+    snapshot_index: int = 0  # of the newest snapshot; 0 = none
+    snapshot_hash: str = ""  # of the state in it, hex
+
+
+@dataclass(slots=True)
+class _Round:
+    """One ReadIndex round."""
+
+    term: int
+    number: int
+    heard: set[str]
+    waiting: list[Callable[[str | None], None]]
+
+
+@dataclass(slots=True)
+class Reactions:
+    """What the engine does about things that the guard notices."""
+
+    report: Callable[[], SelfReport]
+    standing_changed: Callable[[str, PeerView], None]  # also on the first report
+    state_hash: Callable[[str, int, str], None]  # peer, index, hash
+    chunk: Callable[[str, Any], None]  # a piece of a snapshot from the leader
+    answered: Callable[[str, Message], None]  # a valid answer to what this leader sent
+
+
+class Guard:
+    """Stands between the network and the protocol; sans-IO, one per engine."""
+
+    def __init__(
+        self,
+        *,
+        peers: Sequence[str],
+        core: Core,
+        network: Network,
+        clock: Clock,
+        timing: Timing,
+        timer: ElectionTimer,
+        reactions: Reactions,
+    ) -> None:
+        self._core, self._network, self._clock, self._timing, self._timer = core, network, clock, timing, timer
+        self._reactions = reactions
+        self.peers = {peer: PeerView() for peer in peers}
+        self.counts: Counter[str] = Counter()  # what was refused, by rule
+        self.leader_contact = float("-inf")
+        self._promises: list[tuple[str, Message]] = []
+        self._votes_seen: set[tuple[int, str]] = set()
+        self._would_vote: tuple[int, set[str]] = (0, set())
+        self._campaign_term = (
+            0  # term in which this node may campaign: a majority would vote, or the leader handed over
+        )
+        self._transfer_term = 0
+        self._rounds: dict[int, _Round] = {}
+        self._round_number = 0
+        self._barriers: list[Callable[[str | None], None]] = []
+        self._handlers: dict[str, Callable[[str, Message], None]] = {
+            "standing": self._standing,
+            "append_entries": self._append_entries,
+            "next_node_idx": self._next_node_idx,
+            "request_vote": self._request_vote,
+            "response_vote": self._response_vote,
+            "timeout_now": self._timeout_now,
+            "pv": self._pre_vote,
+            "pva": self._pre_vote_granted,
+            "ri": self._read_index,
+            "ria": self._read_index_granted,
+            "stale": self._stale,
+        }
+
+    # -- links and standing
+
+    def link(self, peer: str, *, up: bool) -> None:
+        """A link to ``peer`` came up (say first what we are) or went down."""
+        self._core.link(peer, up=up)
+        view = self.peers[peer]
+        view.announced = False
+        if up:
+            view.announced = self._network.send(peer, self._report())
+        elif peer == self._core.leader() and not self._core.is_leader():
+            # Its process is gone, or the network is: ask around early. While others hear the leader they will say no.
+            self.leader_contact = float("-inf")
+            self._timer.deadline = min(self._timer.deadline, self._clock.monotonic() + self._timing.timeout_min / 4)
+
+    def announce(self) -> None:
+        """Tell every connected peer what this node is now."""
+        for peer, view in self.peers.items():
+            if view.announced:
+                self._network.send(peer, self._report())
+
+    def _report(self) -> Message:
+        report = self._reactions.report()
+        return {
+            "type": "standing",
+            "standing": report.standing.value,
+            "life": report.life,
+            "wall": report.wall_ms,
+            "snapshot_index": report.snapshot_index,
+            "snapshot_hash": report.snapshot_hash,
+        }
+
+    def _standing(self, peer: str, message: Message) -> None:
+        try:
+            standing = Standing(message["standing"])
+        except ValueError:
+            self._refuse("unknown_standing")
+            return
+        view, life = self.peers[peer], message["life"]
+        view.wall_ahead = (message["wall"] - self._reactions.report().wall_ms) / 1000
+        if (standing, life) != (view.standing, view.life):
+            view.standing, view.life, view.since = standing, life, self._clock.monotonic()
+            self._reactions.standing_changed(peer, view)
+        if standing in _VOTERS and message["snapshot_index"]:
+            self._reactions.state_hash(peer, message["snapshot_index"], message["snapshot_hash"])
+
+    def is_voter(self, peer: str) -> bool:
+        """Whether ``peer`` said that it has its log."""
+        return self.peers[peer].standing in _VOTERS
+
+    def all_without_entries(self) -> bool:
+        """Whether every listed peer reported, in this life of this node, that it never held an entry."""
+        return all(view.standing in _WITHOUT_ENTRIES for view in self.peers.values())
+
+    def _votes(self) -> bool:
+        return self._reactions.report().standing in _VOTERS
+
+    def _may_campaign(self) -> bool:
+        standing = self._reactions.report().standing
+        if standing is Standing.FOUNDING:
+            return all(self.is_voter(peer) for peer in self.peers)
+        return standing is Standing.MEMBER
+
+    # -- in
+
+    def receive(self, peer: str, message: Message) -> None:
+        """Act on one message; what breaks a rule is counted and dropped."""
+        view, handler = self.peers.get(peer), self._handlers.get(message["type"])
+        if view is None or handler is None:
+            self._refuse("unknown")
+            return
+        view.heard = self._clock.monotonic()
+        handler(peer, message)
+
+    def _refuse(self, rule: str) -> None:
+        self.counts[rule] += 1
+
+    def _append_entries(self, peer: str, message: Message) -> None:
+        if self._reactions.report().standing is Standing.EMPTY:
+            self._refuse("not_initialised")
+            return
+        term = self._core.term()
+        if message["term"] < term:
+            self._tell_stale(peer)
+            return
+        if self._core.is_leader() and message["term"] == term:
+            raise Corrupt(f"{peer} and this node both lead term {term}: a vote was given twice; stop all nodes")
+        if not _contiguous(message):
+            self._refuse("bad_entries")
+            return
+        self.leader_contact = self._clock.monotonic()
+        self._core.deliver(peer, message)
+        if message.get("serialized") is not None:
+            self._reactions.chunk(peer, message["serialized"])
+
+    def _next_node_idx(self, peer: str, message: Message) -> None:
+        core, following = self._core, message["next_node_idx"]
+        if not core.is_leader() or message["term"] != core.term():
+            self._refuse("stale_answer")
+            return
+        if not FIRST_INDEX <= following <= core.last()[1] + 1 and (message["success"] or message["reset"]):
+            self._refuse("impossible_answer")
+            return
+        if not self.is_voter(peer):
+            if message["success"] or message["reset"]:
+                core.set_next_index(peer, following)
+        elif message["reset"] and following <= core.match_index(peer):
+            self._refuse("late_reset")  # it has more than that; a voter never loses what it acknowledged
+            core.set_next_index(peer, core.match_index(peer) + 1)
+        else:
+            core.deliver(peer, message)
+        self._reactions.answered(peer, message)
+
+    def _request_vote(self, peer: str, message: Message) -> None:
+        if not self._votes() or not self.is_voter(peer):
+            self._refuse("vote_without_standing")
+        elif message["term"] > self._core.term() and not message.get("xfer") and self._hears_leader():
+            self._refuse("sticky")
+        elif message["term"] < self._core.term():
+            self._tell_stale(peer)
+        else:
+            self._core.deliver(peer, message)
+
+    def _response_vote(self, peer: str, message: Message) -> None:
+        seen = (message["term"], peer)
+        if not self.is_voter(peer) or seen in self._votes_seen:
+            self._refuse("vote_again")
+            return
+        self._votes_seen = {each for each in self._votes_seen if each[0] >= self._core.term()} | {seen}
+        self._core.deliver(peer, message)
+
+    def _timeout_now(self, peer: str, message: Message) -> None:
+        if message["term"] == self._core.term() and self._core.leader() == peer and self._may_campaign():
+            self._campaign_term = self._transfer_term = self._core.term() + 1
+
+    def _stale(self, peer: str, message: Message) -> None:
+        if message["term"] > self._core.term() and self.is_voter(peer):
+            self._core.step_down(message["term"])
+            self._timer.rearm(part=0.5)
+
+    def _tell_stale(self, peer: str) -> None:
+        if self._votes():
+            self.send(peer, {"type": "stale", "term": self._core.term()})
+
+    # -- out
+
+    def send(self, peer: str, message: Message) -> bool:
+        """Stamp a message and send it, a promise only at the next ``keep_promises``."""
+        if not self.peers[peer].announced:
+            return False
+        kind = message["type"]
+        if kind == "next_node_idx":
+            message = {**message, "term": self._core.term()}
+        elif kind == "request_vote":
+            message = {**message, "xfer": message["term"] == self._transfer_term}
+        if kind in _PROMISES:
+            self._promises.append((peer, message))
+            return True
+        return self._network.send(peer, message)
+
+    @property
+    def owes(self) -> bool:
+        """Whether promises wait for a durable journal."""
+        return bool(self._promises)
+
+    def keep_promises(self) -> None:
+        """Send what was promised; the journal is durable now."""
+        promises, self._promises = self._promises, []
+        for peer, message in promises:
+            if self.peers[peer].announced:
+                self._network.send(peer, message)
+
+    # -- elections
+
+    def _majority(self, peers: set[str]) -> bool:
+        """Whether ``peers`` and this node are more than half."""
+        return 2 * (len(peers) + 1) > len(self.peers) + 1
+
+    def _hears_leader(self) -> bool:
+        """Stickiness: whether this node is in touch with a leader, or leads in touch with a majority."""
+        since = self._clock.monotonic() - self._timing.timeout_min
+        if self._core.is_leader():
+            return self._majority({peer for peer in self.peers if self._core.last_response(peer) > since})
+        return self._core.leader() is not None and self.leader_contact > since
+
+    def consider_campaign(self) -> bool:
+        """Ask for pre-votes when the time has come; whether to campaign right now."""
+        if self._core.is_leader():
+            return False
+        if self._timer.expired() and self._campaign_term != self._core.term() + 1:
+            self._timer.rearm(part=0.5)
+            if self._may_campaign():
+                self._ask_pre_votes()
+        if self._campaign_term != self._core.term() + 1:
+            return False
+        self._campaign_term = 0
+        return self._may_campaign()
+
+    def _ask_pre_votes(self) -> None:
+        term = self._core.term() + 1
+        self._would_vote = (term, set())
+        _, index, last_term = self._core.last()
+        for peer in self.peers:
+            self.send(peer, {"type": "pv", "term": term, "lli": index, "llt": last_term})
+        if self._majority(set()):
+            self._campaign_term = term
+
+    def _pre_vote(self, peer: str, message: Message) -> None:
+        if not self._votes() or not self.is_voter(peer):
+            self._refuse("vote_without_standing")
+            return
+        if message["term"] <= self._core.term():
+            self._tell_stale(peer)  # else the node with the best log may never reach the term that others are in
+            return
+        _, index, term = self._core.last()
+        if self._hears_leader() or (message["llt"], message["lli"]) < (term, index):
+            self._refuse("pre_vote")
+            return
+        self.send(peer, {"type": "pva", "term": message["term"]})
+
+    def _pre_vote_granted(self, peer: str, message: Message) -> None:
+        term, voters = self._would_vote
+        if message["term"] != term or term != self._core.term() + 1 or self._core.is_leader():
+            return
+        if not self.is_voter(peer) or self._hears_leader():
+            return
+        voters.add(peer)
+        if self._majority(voters):
+            self._would_vote = (0, set())
+            self._campaign_term = term
+
+    # -- ReadIndex
+
+    def barrier(self, done: Callable[[str | None], None]) -> None:
+        """Call ``done(None)`` once leadership at a moment after now is proven, ``done(reason)`` if it cannot be."""
+        self._barriers.append(done)
+
+    def run_barriers(self) -> None:
+        """Start one round for all who wait, if this leader's term has begun; give up rounds of a lost term."""
+        core = self._core
+        if not core.is_leader():
+            self._give_up(f"this node does not lead (term {core.term()})")
+            return
+        for number in [n for n, each in self._rounds.items() if each.term != core.term()]:
+            self._finish(number, "leadership was lost")
+        if not self._barriers or core.applied_index() < (core.noop_index() or 0):
+            return
+        self._round_number += 1
+        waiting, self._barriers = self._barriers, []
+        ongoing = _Round(core.term(), self._round_number, set(), waiting)
+        self._rounds[self._round_number] = ongoing
+        for peer in self.peers:
+            self.send(peer, {"type": "ri", "term": ongoing.term, "n": ongoing.number})
+        if self._majority(ongoing.heard):
+            self._finish(ongoing.number, None)
+
+    def _give_up(self, reason: str) -> None:
+        waiting, self._barriers = self._barriers, []
+        for done in waiting:
+            done(reason)
+        for number in tuple(self._rounds):
+            self._finish(number, reason)
+
+    def _finish(self, number: int, reason: str | None) -> None:
+        for done in self._rounds.pop(number).waiting:
+            done(reason)
+
+    def _read_index(self, peer: str, message: Message) -> None:
+        if self._votes() and message["term"] == self._core.term() and self._core.leader() == peer:
+            self.send(peer, {"type": "ria", "term": message["term"], "n": message["n"]})
+
+    def _read_index_granted(self, peer: str, message: Message) -> None:
+        ongoing = self._rounds.get(message["n"])
+        if ongoing is None or not self.is_voter(peer) or not self._core.is_leader():
+            return
+        if not ongoing.term == message["term"] == self._core.term():
+            return
+        ongoing.heard.add(peer)
+        if self._majority(ongoing.heard):
+            for number in [each for each in self._rounds if each <= ongoing.number]:
+                self._finish(number, None)  # proven at a later moment than an earlier round asked for
+
+
+def _contiguous(message: Message) -> bool:
+    """Whether the entries follow the place that the message names, with terms that can be."""
+    if message.get("prevLogIdx") is None:
+        return "serialized" in message
+    term, index = message["prevLogTerm"], message["prevLogIdx"]
+    for _, each_index, each_term in message["entries"]:
+        if each_index != index + 1 or not term <= each_term <= message["term"]:
+            return False
+        term, index = each_term, each_index
+    return True

@@ -1,0 +1,282 @@
+"""Drives one ``Engine`` on the running loop and offers it as the ``Log`` that the rest of the program knows.
+
+Everything that happens in one turn of the loop, be it messages, proposals or barriers, ends in one tick of the engine and
+so in one flush of the journal. An exception out of the engine ends the node: nothing is sent any more, every caller is
+told that the outcome is unknown, and ``failed`` says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from caserver.environment import Clock, Workers
+from caserver.errors import NotLeader
+from caserver.raft.compaction import Making
+from caserver.raft.engine import Engine, Proposal
+from caserver.raft.ports import Leadership, Message, Network, NotCommitted, Outcome, OutcomeUnknown, StateMachine
+
+Command = TypeVar("Command")
+State = TypeVar("State")
+Result = TypeVar("Result")
+Selected = TypeVar("Selected")
+
+_log = structlog.get_logger(__name__)
+_STOPPED = "this Raft node has stopped"
+
+
+class Watchers(Generic[State]):
+    """Those who wait on one loop for something to become different; each distinct ``select`` runs once per change."""
+
+    def __init__(self, read: Callable[[], tuple[State, Leadership]]) -> None:
+        self._read = read
+        self._waiting: dict[Callable[[State, Leadership], Any], dict[asyncio.Future[Any], Any]] = {}
+
+    async def changed(self, select: Callable[[State, Leadership], Selected], seen: Selected) -> Selected:
+        """Wait until ``select(state, leadership) != seen`` and return the new value."""
+        value = select(*self._read())
+        if value != seen:
+            return value
+        future: asyncio.Future[Selected] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(select, {})[future] = seen
+        try:
+            return await future
+        finally:
+            waiting = self._waiting.get(select, {})
+            waiting.pop(future, None)
+            if not waiting:
+                self._waiting.pop(select, None)
+
+    def notify(self) -> None:
+        """State or leadership changed: wake those for whom that makes a difference."""
+        now = self._read()
+        for select, waiting in tuple(self._waiting.items()):
+            value = select(*now)
+            for future, seen in tuple(waiting.items()):
+                if value != seen and not future.done():
+                    future.set_result(value)
+
+
+class ReplicatedLog(Generic[Command, State, Result]):
+    """The log on its own loop; made, started and used there. ``state`` and ``leadership`` may be read from anywhere."""
+
+    def __init__(
+        self,
+        machine: StateMachine[Command, State, Result],
+        *,
+        clock: Clock,
+        workers: Workers,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_change`` is called on the loop after each turn that changed state or leadership."""
+        self._machine, self._clock, self._workers, self._on_change = machine, clock, workers, on_change
+        self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        self._engine: Engine | None = None
+        self._network: Network | None = None
+        self._stopped = False
+        self._kicked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._compaction: asyncio.Task[None] | None = None
+        self._pending: set[Callable[[str], None]] = set()
+        self._leadership = Leadership(node="", leader=None, term=0, is_leader=False)
+        self._published: tuple[Any, Leadership] = (machine.state, self._leadership)
+        self._watchers: Watchers[State] = Watchers(lambda: (self.state, self.leadership))
+
+    def start(self, engine: Engine, network: Network) -> None:
+        """Begin to drive ``engine``, whose messages ``network`` carries; the first tick is done on return."""
+        self._engine, self._network = engine, network
+        self._turn()
+
+    # -- Log
+
+    @property
+    def state(self) -> State:
+        """The state after the last applied command."""
+        return self._machine.state
+
+    @property
+    def leadership(self) -> Leadership:
+        """Who leads, as of the last turn."""
+        return self._leadership
+
+    async def changed(self, select: Callable[[State, Leadership], Selected], seen: Selected) -> Selected:
+        """Wait until ``select(state, leadership) != seen``; ``select`` is pure and module-level."""
+        return await self._watchers.changed(select, seen)
+
+    async def propose(self, command: Command, *, deadline: float = 5.0) -> Outcome[Result]:
+        """Replicate one command; the outcome says exactly what is known after at most ``deadline`` seconds."""
+        if self._engine is None or self._stopped:
+            return NotCommitted(_STOPPED)
+        future: asyncio.Future[Outcome[Result]] = self._loop.create_future()
+
+        def done(outcome: Outcome[Result]) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        def give_up(reason: str) -> None:
+            done(OutcomeUnknown(reason))
+
+        proposal = Proposal(self._machine.encode(command), done)
+        self._pending.add(give_up)
+        try:
+            self._engine.propose(proposal)
+            self._kick()
+            async with asyncio.timeout(deadline):
+                return await future
+        except TimeoutError:
+            if proposal.appended:
+                return OutcomeUnknown(f"no majority confirmed the command within {deadline:g} s")
+            return NotCommitted(f"the command was not appended within {deadline:g} s and is withdrawn")
+        finally:
+            self._pending.discard(give_up)
+            proposal.withdrawn = not proposal.appended
+
+    async def barrier(self, *, deadline: float = 5.0) -> None:
+        """Return once ``state`` holds everything committed before the call; NotLeader if leadership cannot be proven."""
+        if self._engine is None or self._stopped:
+            raise NotLeader(_STOPPED)
+        future: asyncio.Future[str | None] = self._loop.create_future()
+
+        def done(reason: str | None) -> None:
+            if not future.done():
+                future.set_result(reason)
+
+        self._pending.add(done)
+        try:
+            self._engine.barrier(done)
+            self._kick()
+            async with asyncio.timeout(deadline):
+                reason = await future
+        except TimeoutError as exc:
+            raise NotLeader(f"no majority confirmed the leadership of this node within {deadline:g} s") from exc
+        finally:
+            self._pending.discard(done)
+        if reason is not None:
+            raise NotLeader(reason)
+
+    async def transfer_leadership(self, to: str | None = None, *, deadline: float = 5.0) -> bool:
+        """Hand leadership to ``to`` or to whoever is furthest; whether somebody else leads after at most ``deadline`` s."""
+        engine = self._engine
+        if engine is None or self._stopped or not engine.hand_over(to):
+            return False
+        self._kick()
+        own: str | None = self.leadership.node
+        seen = own
+        try:
+            async with asyncio.timeout(deadline):
+                while seen in {own, None}:
+                    seen = await self.changed(_leader, seen)
+                    if seen == own:
+                        return False  # elected again: the other one did not get the votes
+        except TimeoutError:
+            return False
+        return True
+
+    # -- network
+
+    def receive(self, peer: str, message: Message) -> None:
+        """Take one message; never raises."""
+        if self._engine is not None and not self._stopped:
+            self._guarded(lambda engine: engine.receive(peer, message))
+            self._kick()
+
+    def link(self, peer: str, up: bool) -> None:  # noqa: FBT001 - the network's callback
+        """A link came up or went down; never raises."""
+        if self._engine is not None and not self._stopped:
+            self._guarded(lambda engine: engine.link(peer, up=up))
+            self._kick()
+
+    # -- driving
+
+    def _kick(self) -> None:
+        if not self._kicked:
+            self._kicked = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._kicked = False
+        engine = self._engine
+        if engine is None or self._stopped or not self._guarded(Engine.tick):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(0.0, engine.next_wakeup() - self._clock.monotonic()), self._turn)
+        if engine.making is not None and self._compaction is None:
+            self._compaction = self._loop.create_task(self._compact(engine, engine.making))
+        self._publish(engine)
+
+    def _publish(self, engine: Engine) -> None:
+        state, leadership = self._machine.state, engine.leadership()
+        before_state, before = self._published
+        self._leadership = leadership
+        self._published = (state, leadership)
+        if leadership != before:
+            _log.info("leadership", leader=leadership.leader, term=leadership.term, leads=leadership.is_leader)
+        if state is not before_state or leadership != before:
+            self._watchers.notify()
+            self._on_change()
+
+    async def _compact(self, engine: Engine, making: Making) -> None:
+        """Write a snapshot between turns, its file in a worker."""
+        try:
+            while making.advance():
+                await self._clock.sleep(0)
+                if engine.making is not making:
+                    return  # a later one arrived from the leader
+            making.writing = True
+            await self._workers.run(engine.store_snapshot, making)
+            if not self._stopped:
+                self._guarded(lambda each: each.snapshot_stored(making))
+                _log.info("snapshot_written", index=making.index, bytes=making.size)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the node must stop and say so
+            self._fail(exc)
+        finally:
+            self._compaction = None
+
+    def _guarded(self, act: Callable[[Engine], None]) -> bool:
+        """Let the engine act; whether it is still fit to run."""
+        if self._engine is None:
+            return False
+        try:
+            act(self._engine)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the node must stop and say so
+            self._fail(exc)
+            return False
+        return True
+
+    def _fail(self, exc: Exception) -> None:
+        if self._stopped:
+            return
+        _log.critical("raft_failed", error=str(exc), kind=type(exc).__name__)
+        self.stop("this Raft node has failed")
+        if not self.failed.done():
+            self.failed.set_exception(exc)
+
+    def stop(self, reason: str = _STOPPED) -> None:
+        """Send nothing any more and tell everyone who waits; the journal is left as durable as it is."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._network is not None:
+            self._network.close()
+        for give_up in tuple(self._pending):
+            give_up(reason)
+        node, term = self._leadership.node, self._leadership.term
+        self._leadership = Leadership(node=node, leader=None, term=term, is_leader=False)
+        self._watchers.notify()
+        self._on_change()
+
+    async def wait_compacted(self) -> None:
+        """Return when no snapshot is being written."""
+        if self._compaction is not None:
+            await asyncio.wait([self._compaction])
+
+
+def _leader(_: object, leadership: Leadership) -> str | None:
+    return leadership.leader
