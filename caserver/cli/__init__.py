@@ -1,0 +1,124 @@
+"""The command line: finds the verb, loads its module, turns what goes wrong into a message and an exit code.
+
+Exit codes are Consul's: 0 done, 1 failed or misused, 127 for a first word that is no command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from caserver.cli.flags import Command, UsageError
+from caserver.cli.output import complain, say
+from caserver.client import ClientError
+
+EXIT_FAILED = 1
+EXIT_NO_COMMAND = 127
+EXIT_INTERRUPTED = 130
+
+# Words of the verb -> (module of this package, what it does). Modules load when their verb is used.
+VERBS: Mapping[str, tuple[str, str]] = {
+    "agent": ("agent", "Run a node of the certificate authority"),
+    "connect ca get-config": ("connect_ca", "Display the current Connect Certificate Authority (CA) configuration"),
+    "connect ca leaf": ("connect_ca", "Get the certificate and key of a service"),
+    "connect ca roots": ("connect_ca", "Display the root certificates"),
+    "connect ca set-config": ("connect_ca", "Modify the current Connect CA configuration"),
+    "connect ca sign": ("connect_ca", "Have a certificate signing request signed"),
+    "keygen": ("agent", "Generate a cluster secret"),
+    "operator raft list-peers": ("operator", "Display the servers and which of them leads"),
+    "validate": ("agent", "Check a configuration without starting anything"),
+    "version": ("agent", "Print the version"),
+}
+GROUPS: Mapping[str, str] = {
+    "": "A replicated certificate authority for service meshes.",
+    "connect": "This command has subcommands for interacting with Connect.",
+    "connect ca": "This command has subcommands for interacting with the Certificate Authority (CA) of Connect.",
+    "operator": "This command has subcommands for operators of the cluster.",
+    "operator raft": "This command has subcommands for the consensus among the servers.",
+}
+_EXAMPLES: Mapping[str, str] = {
+    "": "caserver agent -dev",
+    "connect": "caserver connect ca roots",
+    "connect ca": "caserver connect ca set-config -config-file=ca.json",
+    "operator": "caserver operator raft list-peers",
+    "operator raft": "caserver operator raft list-peers",
+}
+
+
+def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run one command; ``arguments`` without the program's name."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words, os.environ if environ is None else environ)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): no traceback, here or when the interpreter flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _run(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    group, rest = _group(words)
+    verb = f"{group} {rest[0]}".strip() if rest else group
+    if verb in VERBS:
+        return _command(_loaded(verb), rest[1:], environ)
+    if rest[:1] in (["-v"], ["-version"], ["--version"]) and not group:
+        return _command(_loaded("version"), (), environ)
+    wanted = rest[:1] in (["-h"], ["-help"], ["--help"], ["help"])
+    (say if wanted else complain)(_group_help(group))
+    if wanted:
+        return 0
+    return EXIT_FAILED if group else EXIT_NO_COMMAND
+
+
+def _group(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The longest group that ``words`` begin with, and what follows it."""
+    for count in range(len(words), 0, -1):
+        if " ".join(words[:count]) in GROUPS:
+            return " ".join(words[:count]), words[count:]
+    return "", words
+
+
+def _loaded(verb: str) -> Command:
+    module, _ = VERBS[verb]
+    command: Command = importlib.import_module(f"caserver.cli.{module}").COMMANDS[verb]
+    return command
+
+
+def _command(command: Command, arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    try:
+        parsed = command.parse(arguments)
+    except UsageError as exc:
+        complain(f"{exc}\n{_usage(command)}\nFailed to parse args: {exc}")
+        return EXIT_FAILED
+    if parsed.help_wanted:
+        say(command.help())
+        return 0
+    try:
+        return command.run(parsed, environ)
+    except UsageError as exc:
+        complain(f"{exc}\n{_usage(command)}")
+        return EXIT_FAILED
+    except ClientError as exc:
+        complain(f"{exc}" + (f"\n{exc.remedy[0].upper()}{exc.remedy[1:]}" if exc.remedy else ""))
+        return EXIT_FAILED
+
+
+def _usage(command: Command) -> str:
+    return f"Usage: caserver {command.words} {command.usage}".rstrip() + f"\nOptions: caserver {command.words} -h"
+
+
+def _group_help(group: str) -> str:
+    name = f"caserver {group}".strip()
+    lines = [f"Usage: {name} <subcommand> [options] [args]", "", f"  {GROUPS[group]}", ""]
+    lines += ["  Example:", "", f"      $ {_EXAMPLES[group]}", "", "Subcommands:"]
+    inside = {verb.removeprefix(group).strip(): text for verb, (_, text) in VERBS.items() if _within(verb, group)}
+    width = max(map(len, inside))
+    return "\n".join(lines + [f"    {verb.ljust(width)}    {text}" for verb, text in inside.items()]) + "\n"
+
+
+def _within(verb: str, group: str) -> bool:
+    return not group or verb.startswith(group + " ")

@@ -1,0 +1,7 @@
+"""``python -m caserver``."""
+
+import sys
+
+from caserver.cli import main
+
+sys.exit(main())

@@ -1,0 +1,199 @@
+"""The verbs of one node: ``agent``, ``validate``, ``keygen``, ``version``."""
+
+from __future__ import annotations
+
+import base64
+import socket
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from caserver.cli.flags import Command, Flag, Parsed, Takes
+from caserver.cli.output import complain, say
+from caserver.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from caserver.config.agent_config import AgentConfig
+
+# Flags that set a key of the configuration.
+_KEY_OF_FLAG = {
+    "bind": "bind_addr",
+    "client": "client_addr",
+    "data-dir": "data_dir",
+    "datacenter": "datacenter",
+    "forward-port": "ports.forward",
+    "http-port": "ports.http",
+    "https-port": "ports.https",
+    "log-level": "log_level",
+    "node": "node_name",
+    "server-port": "ports.server",
+}
+# Flags of `consul agent` that a start script may carry, for the same keys in a file.
+_CONSUL_VALUES = {"advertise": "advertise_addr", "bootstrap-expect": "bootstrap_expect", "domain": "domain"}
+_CONSUL_LISTS = {"join": "start_join", "retry-join": "retry_join"}
+_CONSUL_SWITCHES = {"bootstrap": "bootstrap", "server": "server", "ui": "ui"}
+_CONSUL_NO_EFFECT = "No effect; accepted so that a start script can be kept."
+_CONSUL_PEERS = "No effect beside peer blocks, which replace it; refused without them."
+
+_SOURCES = (
+    Flag(
+        "config-file",
+        "File (*.hcl or *.json) to read configuration from, or a directory of such files. May be given several times; "
+        "what comes later wins.",
+        takes=Takes.VALUES,
+        placeholder="path",
+    ),
+    Flag(
+        "config-dir",
+        "Directory whose *.hcl and *.json files are read in alphabetical order. May be given several times.",
+        takes=Takes.VALUES,
+        placeholder="path",
+    ),
+)
+_SETTINGS = (
+    Flag("bind", "Address that the other servers reach this node at. Defaults to that of its peer block."),
+    Flag("client", "Address of the HTTP listeners. The default is 127.0.0.1."),
+    Flag("data-dir", "Directory of this node's log and snapshots.", placeholder="path"),
+    Flag("datacenter", "Datacenter of the cluster, part of every service's identity. The default is dc1."),
+    Flag(
+        "dev",
+        "Starts a single node in memory with Connect enabled, ready at once, to try things on. Nothing is kept.",
+        takes=Takes.NOTHING,
+    ),
+    Flag("forward-port", "Port that forwarded requests arrive at. The default is 8303.", placeholder="port"),
+    Flag("http-port", "Port of the HTTP API. The default is 8500; -1 turns it off.", placeholder="port"),
+    Flag("https-port", "Port of the HTTPS API. The default is 8501 if TLS is configured.", placeholder="port"),
+    Flag("log-json", "Output logs in JSON.", takes=Takes.NOTHING),
+    Flag("log-level", "Log level: trace, debug, info, warn or error. The default is info."),
+    Flag("node", "Name of this node. Defaults to the host name."),
+    Flag(
+        "rejoin",
+        "Start although this node's data is gone and its peers know it: it takes part again once it has caught up.",
+        takes=Takes.NOTHING,
+    ),
+    Flag("server-port", "Port of Raft. The default is 8300.", placeholder="port"),
+)
+_CONSUL = (
+    Flag("advertise", _CONSUL_NO_EFFECT),
+    Flag("bootstrap", _CONSUL_NO_EFFECT, takes=Takes.NOTHING),
+    Flag("bootstrap-expect", _CONSUL_PEERS, placeholder="number"),
+    Flag("domain", _CONSUL_NO_EFFECT),
+    Flag("join", _CONSUL_PEERS, takes=Takes.VALUES),
+    Flag("retry-join", _CONSUL_PEERS, takes=Takes.VALUES),
+    Flag("server", _CONSUL_NO_EFFECT, takes=Takes.NOTHING),
+    Flag("ui", _CONSUL_NO_EFFECT, takes=Takes.NOTHING),
+)
+_AGENT_FLAGS = (
+    ("Configuration (every key also has a variable: CASERVER_PORTS_HTTP is ports.http)", (*_SOURCES, *_SETTINGS)),
+    ("Flags of Consul", _CONSUL),
+)
+
+
+def _load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = ()) -> AgentConfig:
+    # These load the certificate library, which `version` has no use for.
+    from caserver.config.agent_config import AgentConfig  # noqa: PLC0415
+    from caserver.state.configuration import parse_bootstrap  # noqa: PLC0415
+
+    values = {**_KEY_OF_FLAG, **_CONSUL_VALUES}
+    switches = {**_CONSUL_SWITCHES, "log-json": "log_json", "dev": "dev", "rejoin": "rejoin"}
+    flags: dict[str, object] = {key: parsed.values[flag] for flag, key in values.items() if flag in parsed.values}
+    flags |= {key: list(parsed.lists[flag]) for flag, key in _CONSUL_LISTS.items() if flag in parsed.lists}
+    flags |= {key: parsed.switches[flag] for flag, key in switches.items() if flag in parsed.switches}
+    paths = [*parsed.lists.get("config-file", ()), *parsed.lists.get("config-dir", ()), *extra]
+    return AgentConfig.load(
+        paths, flags=flags, environ=environ, hostname=socket.gethostname(), judge_ca=parse_bootstrap
+    )
+
+
+def _agent(parsed: Parsed, environ: Mapping[str, str]) -> int:
+    try:
+        config = _load(parsed, environ, tuple(parsed.arguments))
+    except InvalidConfig as exc:
+        complain(_faults("==> The configuration has faults:", exc))
+        return 1
+    for warning in config.warnings:
+        complain(f"==> Warning: {warning}")
+    # The daemon brings the Raft engine and the HTTP server with it.
+    from caserver import daemon  # noqa: PLC0415
+
+    return daemon.run(config)
+
+
+def _validate(parsed: Parsed, environ: Mapping[str, str]) -> int:
+    if not parsed.arguments and not parsed.lists:
+        complain("Must specify at least one config file or directory")
+        return 1
+    try:
+        config = _load(parsed, environ, tuple(parsed.arguments))
+    except InvalidConfig as exc:
+        complain(_faults("Config validation failed:", exc))
+        return 1
+    for warning in config.warnings:
+        complain(f"Warning: {warning}")
+    if not parsed.switch("quiet"):
+        say("Configuration is valid!")
+    return 0
+
+
+def _faults(heading: str, exc: InvalidConfig) -> str:
+    return heading + "".join(f"\n    {line}".rstrip(" ") for line in exc.detail.splitlines())
+
+
+def _keygen(_: Parsed, __: Mapping[str, str]) -> int:
+    # Loads the certificate library, which the other verbs of this file may not need.
+    from caserver.environment import SystemEntropy  # noqa: PLC0415
+    from caserver.internode.keyring import SECRET_BYTES  # noqa: PLC0415
+
+    say(base64.b64encode(SystemEntropy().bytes(SECRET_BYTES)).decode())
+    return 0
+
+
+def _version(_: Parsed, __: Mapping[str, str]) -> int:
+    say(f"caserver v{version('caserver')}")
+    return 0
+
+
+COMMANDS = {
+    command.words: command
+    for command in (
+        Command(
+            words="agent",
+            usage="[options]",
+            description="Runs a node of the certificate authority until it is interrupted.",
+            example="caserver agent -config-file=/etc/caserver/node1.hcl",
+            flags=_AGENT_FLAGS,
+            run=_agent,
+        ),
+        Command(
+            words="validate",
+            usage="[options] FILE_OR_DIRECTORY...",
+            description="Reads the configuration as `caserver agent` would with the same options and environment, and "
+            "reports every fault at once. Nothing is started.",
+            example="caserver validate /etc/caserver/node1.hcl",
+            flags=(
+                *_AGENT_FLAGS,
+                (
+                    "Command Options",
+                    (Flag("quiet", "Print nothing if the configuration is valid.", takes=Takes.NOTHING),),
+                ),
+            ),
+            run=_validate,
+        ),
+        Command(
+            words="keygen",
+            usage="",
+            description="Generates a cluster secret: what every server of a cluster must hold, and nobody else may.",
+            example="caserver keygen",
+            flags=(),
+            run=_keygen,
+        ),
+        Command(
+            words="version",
+            usage="",
+            description="Prints the version.",
+            example="caserver version",
+            flags=(),
+            run=_version,
+        ),
+    )
+}
