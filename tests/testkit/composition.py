@@ -1,0 +1,192 @@
+"""Three nodes in one process: real Raft threads and internal channels on loopback, and a clock that the test sets forward.
+
+The product has no clock switch, so what takes days (pruning, renewal) is shown on this composition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from caserver.authority.authority import Authority
+from caserver.authority.ports import Providers
+from caserver.environment import InlineWorkers, SystemClock, SystemEntropy
+from caserver.forwarding.channel import Channel
+from caserver.forwarding.leader import Leader
+from caserver.internode.identity import NodeIdentity
+from caserver.internode.keyring import Keyring
+from caserver.providers.builtin import builtin_factory
+from caserver.raft.ports import Leadership
+from caserver.raft.thread import RaftSettings, RaftThread
+from caserver.requests import Answer, Caller, Request
+from caserver.state.commands import Command, Result
+from caserver.state.configuration import CAConfiguration, parse_bootstrap
+from caserver.state.machine import CAStateMachine
+from caserver.state.model import CAState
+from tests.testkit.cluster import LOOPBACK, free_ports
+
+Value = TypeVar("Value")
+SECRET = bytes(range(32))
+WITHIN = 30.0  # seconds of real time for anything that is waited for
+
+
+class SteppedClock:
+    """The machine's clock plus what the test added; whoever sleeps through a step wakes up."""
+
+    def __init__(self) -> None:
+        self._system = SystemClock()
+        self._added = 0.0
+        self._stepped = asyncio.Event()
+
+    def now(self) -> datetime:
+        return self._system.now() + timedelta(seconds=self._added)
+
+    def monotonic(self) -> float:
+        return self._system.monotonic() + self._added
+
+    async def sleep(self, seconds: float) -> None:
+        end = self.monotonic() + seconds
+        while (left := end - self.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stepped.wait(), left)
+        await asyncio.sleep(0)
+
+    def step(self, by: timedelta) -> None:
+        """Set every node's clock forward."""
+        self._added += by.total_seconds()
+        stepped, self._stepped = self._stepped, asyncio.Event()
+        stepped.set()
+
+
+@dataclass(slots=True)
+class Member:
+    """One node of the composition."""
+
+    name: str
+    raft: RaftThread[Command, CAState, Result]
+    leader: Leader
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    running: bool = True
+
+    @property
+    def state(self) -> CAState:
+        return self.raft.state
+
+    async def execute(self, request: Request) -> Answer:
+        """As a client of this node: forwarded to whoever leads."""
+        return await self.leader.execute(Caller(), request)
+
+    async def until(self, select: Callable[[CAState, Leadership], Value], wanted: Callable[[Value], bool]) -> Value:
+        """Wait until what ``select`` says of this node is as wanted."""
+
+        async def wait() -> Value:
+            value = select(self.raft.state, self.raft.leadership)
+            while not wanted(value):
+                value = await self.raft.changed(select, value)
+            return value
+
+        return await asyncio.wait_for(wait(), WITHIN)
+
+    async def stop(self) -> None:
+        """Leave in order, leadership first."""
+        self.running = False
+        await self.stack.aclose()
+
+
+def _leader_of(state: CAState, leadership: Leadership) -> str | None:
+    return leadership.leader
+
+
+class Composition:
+    """The nodes and their clock."""
+
+    def __init__(self, clock: SteppedClock, members: Sequence[Member]) -> None:
+        self.clock = clock
+        self.members = members
+
+    @property
+    def running(self) -> list[Member]:
+        return [member for member in self.members if member.running]
+
+    async def leader(self) -> Member:
+        """The running member that a running member names."""
+        names = {member.name: member for member in self.running}
+        found = await self.running[0].until(_leader_of, lambda name: name in names)
+        assert found is not None
+        return names[found]
+
+    async def everywhere(self, holds: Callable[[CAState], bool]) -> None:
+        """Wait until ``holds`` is true of every running node's state."""
+
+        def select(state: CAState, leadership: Leadership) -> bool:
+            return holds(state)
+
+        for member in self.running:
+            await member.until(select, bool)
+
+
+@asynccontextmanager
+async def composed(names: Sequence[str] = ("n1", "n2", "n3")) -> AsyncIterator[Composition]:
+    """Build, start and finally stop the nodes."""
+    clock = SteppedClock()
+    ports = free_ports(2 * len(names))
+    servers = {name: (LOOPBACK, port) for name, port in zip(names, ports[0::2], strict=True)}
+    forwards = {name: (LOOPBACK, port) for name, port in zip(names, ports[1::2], strict=True)}
+    members = [await _start(name, clock, servers, forwards) for name in names]
+    try:
+        yield Composition(clock, members)
+    finally:
+        for member in members:
+            if member.running:
+                await member.stop()
+
+
+async def _start(
+    name: str, clock: SteppedClock, servers: dict[str, tuple[str, int]], forwards: dict[str, tuple[str, int]]
+) -> Member:
+    entropy = SystemEntropy()
+    keyring = Keyring([SECRET])
+    identity = NodeIdentity(keyring, name, servers)
+    settings = RaftSettings(node=name, peers=servers, bind=servers[name], multiplier=1, data_dir=None)
+    raft: RaftThread[Command, CAState, Result] = RaftThread(
+        settings, machine=CAStateMachine(), identity=identity, clock=SystemClock(), entropy=entropy
+    )
+    await raft.start()
+    authority = Authority(
+        raft,
+        providers=Providers({"consul": builtin_factory(clock, entropy, InlineWorkers())}),
+        keyring=keyring,
+        clock=clock,
+        entropy=entropy,
+        workers=InlineWorkers(),
+        datacenter="dc1",
+        bootstrap=default_bootstrap(),
+    )
+    channel = Channel(identity, name, peers=forwards, bind=forwards[name], serve=authority.execute)
+    await channel.start()
+    leader = Leader(raft, execute=authority.execute, hop=channel, clock=clock, entropy=entropy)
+    member = Member(name, raft, leader)
+    member.stack.push_async_callback(raft.stop)
+    member.stack.push_async_callback(channel.close)
+    await member.stack.enter_async_context(_running(authority))
+    return member
+
+
+def default_bootstrap() -> CAConfiguration:
+    return parse_bootstrap(None, {})
+
+
+@asynccontextmanager
+async def _running(authority: Authority) -> AsyncIterator[None]:
+    task = asyncio.get_running_loop().create_task(authority.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
