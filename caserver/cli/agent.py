@@ -111,9 +111,7 @@ def _agent(parsed: Parsed, environ: Mapping[str, str]) -> int:
     except InvalidConfig as exc:
         complain(_faults("==> The configuration has faults:", exc))
         return 1
-    for warning in config.warnings:
-        complain(f"==> Warning: {warning}")
-    # The daemon brings the Raft engine and the HTTP server with it.
+    # The daemon logs the configuration's warnings. It brings the Raft engine and the HTTP server with it.
     from caserver import daemon  # noqa: PLC0415
 
     return daemon.run(config)

@@ -456,12 +456,20 @@ class _Reading:
             try:
                 judge_ca(connect.ca_provider, connect.ca_config)
             except InvalidConfig as exc:
-                self.faults.extend(Fault("connect.ca_config", line) for line in exc.detail.splitlines() if line.strip())
+                self.faults.extend(_ca_fault(line) for line in exc.detail.splitlines() if line.strip())
         if not connect.enabled:
             self._warnings.append(
                 "connect.enabled: false, so this cluster has no CA; set connect { enabled = true } to have one"
             )
         return connect
+
+
+def _ca_fault(line: str) -> Fault:
+    """One line of what the judge said: ``ca_config.LeafCertTTL: ...``, or Consul's sentence about it."""
+    name, _, problem = line.partition(": ")
+    if problem and name.split(".")[0] in ("ca_config", "ca_provider"):
+        return Fault(f"connect.{name}", problem)
+    return Fault("connect.ca_config", line)
 
 
 def _is_host(text: str) -> bool:
