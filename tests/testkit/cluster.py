@@ -59,8 +59,7 @@ def is_free(port: int) -> bool:
 def free_ports(count: int, preferred: Sequence[int] = ()) -> list[int]:
     """Free ports, the preferred ones where they are; below the ephemeral range, so that no outgoing connection takes one."""
     found: list[int] = []
-    candidates = iter([*preferred, *random.sample(range(15000, 32000), 2000)])
-    for port in candidates:
+    for port in dict.fromkeys([*preferred, *random.sample(range(15000, 32000), 2000)]):
         if len(found) == count:
             break
         if is_free(port):
