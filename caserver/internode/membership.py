@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 
 from caserver.errors import Corrupt
@@ -27,7 +27,7 @@ class Hello:
     node: str
     to: str  # the node that it means to speak to
     names: str  # digest of its list of nodes
-    generation: str
+    generation: str | None  # None: a learner that lost its data and has not met its cluster yet
     cluster_id: str | None  # None until the first Bootstrap is applied
 
     def encode(self) -> bytes:
@@ -43,14 +43,13 @@ class Hello:
             raise ValueError("a hello nested too deeply") from exc
         if type(given) is not dict or type(given.get("protocol")) is not int:
             raise ValueError("a hello without a protocol number")
-        cluster_id = given.get("cluster_id")
         return cls(
             protocol=given["protocol"],
             node=_text(given.get("node")),
             to=_text(given.get("to")),
             names=_text(given.get("names")),
-            generation=_text(given.get("generation")),
-            cluster_id=None if cluster_id is None else _text(cluster_id),
+            generation=_text_or_none(given.get("generation")),
+            cluster_id=_text_or_none(given.get("cluster_id")),
         )
 
 
@@ -58,6 +57,10 @@ def _text(given: object) -> str:
     if type(given) is not str or not 0 < len(given) <= _TEXT_MAX:
         raise ValueError("a hello with a field missing or too long")
     return given
+
+
+def _text_or_none(given: object) -> str | None:
+    return None if given is None else _text(given)
 
 
 def names_digest(names: Collection[str]) -> str:
@@ -69,12 +72,24 @@ class Membership:
     """The cluster that this node belongs to; lives on the Raft thread."""
 
     def __init__(
-        self, names: Collection[str], generation: str = FIRST_GENERATION, *, cluster_id: str | None = None
+        self,
+        names: Collection[str],
+        generation: str | None = FIRST_GENERATION,
+        *,
+        cluster_id: str | None = None,
+        learned: Callable[[str], None] | None = None,
     ) -> None:
+        """``generation`` is None for a learner that lost it; ``learned`` is told the one that it then takes on."""
         self.names = frozenset(names)
         self.digest = names_digest(names)
-        self.generation = generation
+        self._generation = generation
         self._cluster_id = cluster_id
+        self._learned = learned
+
+    @property
+    def generation(self) -> str | None:
+        """Which of the clusters of these names this node belongs to."""
+        return self._generation
 
     @property
     def cluster_id(self) -> str | None:
@@ -97,7 +112,7 @@ class Membership:
             node=node,
             to=to,
             names=self.digest,
-            generation=self.generation,
+            generation=self._generation,
             cluster_id=self._cluster_id,
         )
 
@@ -112,14 +127,26 @@ class Membership:
                 f"its list of nodes (digest {hello.names[:12]}) is not this node's (digest {self.digest[:12]}): write "
                 "the same `peer` names on every node; a cluster grows and shrinks by `caserver operator recover`"
             )
-        if hello.generation != self.generation:
+        if _differ(hello.generation, self._generation):
             return (
-                f"it is of generation {hello.generation[:20]}, this node of generation {self.generation[:20]}: one of "
-                "the two missed a `caserver operator recover import`; run it there with the same exports"
+                f"it is of generation {hello.generation}, this node of generation {self._generation}: one of the two "
+                "missed a `caserver operator recover import` (run it there with the same exports), or lost its data "
+                "(start it with -rejoin)"
             )
-        if None not in (hello.cluster_id, self._cluster_id) and hello.cluster_id != self._cluster_id:
+        if _differ(hello.cluster_id, self._cluster_id):
             return (
                 f"it belongs to cluster {hello.cluster_id}, this node to cluster {self._cluster_id}: "
                 "correct the `peer` addresses, and give each cluster a cluster_secret of its own"
             )
         return None
+
+    def meet(self, hello: Hello) -> None:
+        """A node that belongs here said hello: a learner that lost its generation takes on the node's."""
+        if self._generation is None and hello.generation is not None:
+            if self._learned is not None:
+                self._learned(hello.generation)
+            self._generation = hello.generation
+
+
+def _differ(theirs: str | None, ours: str | None) -> bool:
+    return theirs is not None and ours is not None and theirs != ours

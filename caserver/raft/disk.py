@@ -20,7 +20,10 @@ _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW  # a link planted in the directory must not
 
 
 class PosixDisk:
-    """Files of one directory, made if missing; OSError if others may write into it. Not thread-safe."""
+    """Files of one directory, made if missing; OSError if others may write into it.
+
+    Calls for one file must follow each other; those for different files may come from different threads.
+    """
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
@@ -84,9 +87,15 @@ class PosixDisk:
         try:
             # flock belongs to the open file, so two disks in one process exclude each other as well.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as exc:
             os.close(descriptor)
-            raise
+            if exc.errno != errno.EWOULDBLOCK:
+                raise
+            raise BlockingIOError(
+                errno.EWOULDBLOCK,
+                "another caserver process uses the data directory; stop it, or give each process a data_dir of its own",
+                str(self._directory),
+            ) from exc
         self._lock = descriptor
 
     def close(self) -> None:

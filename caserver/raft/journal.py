@@ -40,7 +40,7 @@ _HEAD = struct.Struct("<Qc")  # durable offset, kind
 _ENTRY = struct.Struct("<QQ")  # index, term
 _INDEX = struct.Struct("<Q")
 _KINDS = b"ETVCI"
-_REMEDY = (
+REMEDY = (
     "this node must not run on it: move the files of its data directory away and start it with -rejoin, "
     "while a majority of the other nodes is up"
 )
@@ -131,7 +131,7 @@ def _vote_body(term: int, vote: str | None) -> bytes:
 def _read(content: bytes) -> tuple[_Contents, int]:
     """What a file holds, and the offset behind its last intact record."""
     if not content.startswith(_MAGIC):
-        raise Corrupt(f"{JOURNAL_FILE} is empty, cut short or not a caserver journal; {_REMEDY}")
+        raise Corrupt(f"{JOURNAL_FILE} is empty, cut short or not a caserver journal; {REMEDY}")
     contents, offset = _Contents(), len(_MAGIC)
     while offset < len(content):
         record = _record_at(content, offset)
@@ -141,7 +141,7 @@ def _read(content: bytes) -> tuple[_Contents, int]:
         try:
             contents.replay(record)
         except (ValueError, KeyError, TypeError, struct.error) as exc:
-            raise Corrupt(f"{JOURNAL_FILE}: the record at byte {offset} makes no sense ({exc}); {_REMEDY}") from exc
+            raise Corrupt(f"{JOURNAL_FILE}: the record at byte {offset} makes no sense ({exc}); {REMEDY}") from exc
         offset = record.end
     return contents, offset
 
@@ -153,7 +153,7 @@ def _require_torn(content: bytes, damaged: int) -> None:
         if record is not None and record.durable > damaged:
             raise Corrupt(
                 f"{JOURNAL_FILE}: byte {damaged} of {len(content)} was durable and is damaged now "
-                f"(a failing disk, or an edited file); {_REMEDY}"
+                f"(a failing disk, or an edited file); {REMEDY}"
             )
 
 
@@ -241,10 +241,10 @@ class Journal(pysyncobj_journal.Journal):  # type: ignore[misc]  # pysyncobj shi
         entries = self._contents.entries
         if snapshot is None:
             if entries and entries[0][1] != 1:
-                raise Corrupt(f"{JOURNAL_FILE} starts at {entries[0][1]} and there is no snapshot; {_REMEDY}")
+                raise Corrupt(f"{JOURNAL_FILE} starts at {entries[0][1]} and there is no snapshot; {REMEDY}")
             return
         if self._fresh:
-            raise Corrupt(f"there is a snapshot and no {JOURNAL_FILE}: term and vote are lost; {_REMEDY}")
+            raise Corrupt(f"there is a snapshot and no {JOURNAL_FILE}: term and vote are lost; {REMEDY}")
         tail = self._behind(snapshot[1])
         if (*snapshot, *tail) != tuple(entries):
             self.rewrite([*snapshot, *tail])
@@ -256,12 +256,12 @@ class Journal(pysyncobj_journal.Journal):  # type: ignore[misc]  # pysyncobj shi
         if not entries or entries[-1][1] < index:
             return []
         if entries[0][1] > index:
-            raise Corrupt(f"the snapshot ends at {index}, {JOURNAL_FILE} starts at {entries[0][1]}; {_REMEDY}")
+            raise Corrupt(f"the snapshot ends at {index}, {JOURNAL_FILE} starts at {entries[0][1]}; {REMEDY}")
         position = index - entries[0][1]
         if entries[position][2] == term:
             return entries[position + 1 :]
         if commit >= index:
-            raise Corrupt(f"snapshot and {JOURNAL_FILE} contradict each other at committed entry {index}; {_REMEDY}")
+            raise Corrupt(f"snapshot and {JOURNAL_FILE} contradict each other at committed entry {index}; {REMEDY}")
         return []  # never committed: a snapshot installed from the leader took their place
 
     # --- what pysyncobj calls
@@ -378,7 +378,7 @@ class Journal(pysyncobj_journal.Journal):  # type: ignore[misc]  # pysyncobj shi
             return
         index = entries[position][1]
         if index <= self._contents.commit:
-            raise Corrupt(f"the leader contradicts entry {index}, which is committed here; {_REMEDY}")
+            raise Corrupt(f"the leader contradicts entry {index}, which is committed here; {REMEDY}")
         self._put(b"T", _INDEX.pack(index))
         del entries[position:]
 
@@ -402,5 +402,5 @@ class Journal(pysyncobj_journal.Journal):  # type: ignore[misc]  # pysyncobj shi
         if entries and entries[-1][1] < commit:
             raise Corrupt(
                 f"entry {commit} is committed, but {JOURNAL_FILE} ends at {entries[-1][1]}: "
-                f"a part of it is lost; {_REMEDY}"
+                f"a part of it is lost; {REMEDY}"
             )

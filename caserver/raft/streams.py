@@ -334,6 +334,7 @@ class Streams:
         reason = self._membership.check(hello)
         if reason is not None:
             raise _Refused(reason)
+        self._membership.meet(hello)
 
     async def _read_messages(self, link: _Link) -> None:
         while self._inbound.get(link.peer) is link:

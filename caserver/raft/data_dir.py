@@ -1,0 +1,239 @@
+"""What a data directory says about itself before anything in it is used: ``node.json``, and what must lie beside it.
+
+The marker names the node, its cluster and whether this node ever was a voter. A voter that lost its log has forgotten
+votes and acknowledged entries and must not take part as if nothing had happened; so every combination of files that a
+running node does not leave behind is refused, with what to do. ``-rejoin`` is the operator's word that this node's log is
+gone: it starts over as a learner, which counts for nothing until the others have promoted it. An intact directory is
+never touched by it.
+
+In order: lock, marker, rules; then snapshot, journal and their agreement (``load``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+
+import structlog
+
+from caserver.errors import Corrupt
+from caserver.internode.membership import FIRST_GENERATION, Membership, names_digest
+from caserver.raft import snapshot_file
+from caserver.raft.journal import JOURNAL_FILE, Journal
+from caserver.raft.ports import Disk
+from caserver.raft.snapshot_file import SNAPSHOT_FILE
+
+MARKER_FILE = "node.json"
+FORMAT = 1
+_OLD = ".old"  # where -rejoin puts what it finds
+_REMEDY = (
+    "give the node its old data directory back, or, if that is lost, start it with -rejoin while a majority of the "
+    "other nodes is up"
+)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """The content of ``node.json``."""
+
+    node: str
+    names: str  # digest of the list of nodes
+    generation: str | None = FIRST_GENERATION  # None: a learner that has not met its cluster yet
+    initialised: bool = False  # it may have voted or acknowledged entries
+    rejoining: bool = False  # a learner: it lost its log, and is not promoted yet
+    cluster_id: str | None = None  # of the first Bootstrap that was applied here
+
+    def encode(self) -> bytes:
+        """JSON for people as well."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, content: bytes) -> Marker:
+        """Read what ``encode`` made; ValueError for anything else, Corrupt for a later format."""
+        given = json.loads(content)
+        if type(given) is not dict or type(given.get("format")) is not int:
+            raise ValueError("not a marker")
+        if given.pop("format") > FORMAT:
+            raise Corrupt(f"{MARKER_FILE} was written by a later release of caserver: use that one, or a newer one")
+        try:
+            marker = cls(**given)
+        except TypeError as exc:
+            raise ValueError("not a marker") from exc
+        flags, texts = (marker.initialised, marker.rejoining), (marker.node, marker.names)
+        optional = (marker.generation, marker.cluster_id)
+        if {type(each) for each in flags} != {bool} or {type(each) for each in texts} != {str}:
+            raise ValueError("not a marker")
+        if not {type(each) for each in optional} <= {str, type(None)}:
+            raise ValueError("not a marker")
+        return marker
+
+
+class DataDir:
+    """An opened, locked data directory; lives on the Raft thread. Make one with ``open``."""
+
+    def __init__(self, disk: Disk, marker: Marker, names: Collection[str]) -> None:
+        self._disk = disk
+        self._marker = marker
+        self._names = frozenset(names)
+
+    @classmethod
+    def open(cls, disk: Disk, *, node: str, names: Collection[str], rejoin: bool = False) -> DataDir:
+        """Lock the directory and check it against ``node`` and the ``names`` of all nodes.
+
+        OSError if another process holds it or it cannot be read; Corrupt, with a remedy, if this node must not run on it.
+        """
+        disk.lock()
+        found = _Found.look(disk)
+        fresh = Marker(node=node, names=names_digest(names))
+        if found.marker is not None and found.marker.initialised:
+            _require_same(found.marker, fresh)
+        fault = found.fault()
+        starts_over = fault is not None and (rejoin or found.is_learner)
+        if fault is not None and not starts_over:
+            raise Corrupt(f"{fault}; {_REMEDY}")
+        if starts_over:
+            _log.warning("rejoin_started_over", reason=fault)
+            # Before the marker: a crash in between must not leave a learner with a log that nobody vouches for.
+            _clear(disk, keep=not found.is_learner)
+        marker = found.learner(fresh) if starts_over else found.carried_on(fresh, rejoin=rejoin)
+        if marker != found.marker:
+            disk.replace(MARKER_FILE, marker.encode())
+        return cls(disk, marker, names)
+
+    def load(self, *, on_fault: Callable[[OSError], None]) -> tuple[Journal, snapshot_file.Snapshot | None]:
+        """Open snapshot and journal and bring them in line; Corrupt, with a remedy, if they cannot be trusted."""
+        snapshot = snapshot_file.read(self._disk)
+        journal = Journal(self._disk, on_fault=on_fault)
+        journal.heal(None if snapshot is None else (snapshot.previous, snapshot.last))
+        return journal, snapshot
+
+    @property
+    def initialised(self) -> bool:
+        """Whether this node is a voter: it may have voted or acknowledged entries."""
+        return self._marker.initialised
+
+    @property
+    def rejoining(self) -> bool:
+        """Whether this node lost its log, by its operator's word, and is not promoted yet."""
+        return self._marker.rejoining
+
+    @property
+    def cluster_id(self) -> str | None:
+        """Id of the cluster once its first Bootstrap was applied here."""
+        return self._marker.cluster_id
+
+    def mark_initialised(self) -> None:
+        """Make this node a voter, durable on return; before its first vote, answer or promotion counts. OSError."""
+        self._store(replace(self._marker, initialised=True, rejoining=False))
+
+    def mark_cluster(self, cluster_id: str) -> None:
+        """Remember the cluster that this node belongs to, durable on return; Corrupt if it belongs to another. OSError."""
+        if self._marker.cluster_id not in {None, cluster_id}:
+            raise Corrupt(
+                f"this data directory belongs to cluster {self._marker.cluster_id} and was handed the state of cluster "
+                f"{cluster_id}: correct the `peer` addresses"
+            )
+        self._store(replace(self._marker, cluster_id=cluster_id))
+
+    def membership(self) -> Membership:
+        """The membership that this directory stands for; what a learner is told of its generation is stored here."""
+        return Membership(
+            self._names,
+            self._marker.generation,
+            cluster_id=self._marker.cluster_id,
+            learned=lambda generation: self._store(replace(self._marker, generation=generation)),
+        )
+
+    def _store(self, marker: Marker) -> None:
+        if marker != self._marker:
+            self._disk.replace(MARKER_FILE, marker.encode())
+            self._marker = marker
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What lay in the directory."""
+
+    marker: Marker | None
+    damage: str | None  # why the marker cannot be read
+    has_log: bool
+    has_snapshot: bool
+
+    @classmethod
+    def look(cls, disk: Disk) -> _Found:
+        content, marker, damage = disk.read(MARKER_FILE), None, None
+        if content is not None:
+            try:
+                marker = Marker.decode(content)
+            except ValueError as exc:
+                damage = f"{MARKER_FILE} cannot be read ({exc})"
+        return cls(
+            marker=marker,
+            damage=damage,
+            has_log=disk.read(JOURNAL_FILE) is not None,
+            has_snapshot=disk.read(SNAPSHOT_FILE) is not None,
+        )
+
+    @property
+    def is_learner(self) -> bool:
+        """Whether it is the directory of a learner, which may start over as often as it has to."""
+        return self.marker is not None and self.marker.rejoining
+
+    def fault(self) -> str | None:
+        """Why no running node leaves such a directory behind; None if one does."""
+        if self.damage is not None:
+            return self.damage
+        if self.marker is None and (self.has_log or self.has_snapshot):
+            return f"the data directory holds a log or a snapshot but no {MARKER_FILE}: nobody knows whose they are"
+        if self.marker is not None and self.marker.initialised and not self.has_log:
+            return (
+                f"this node was a member of its cluster and its {JOURNAL_FILE} is gone: term, vote and entries are lost"
+            )
+        if self.has_snapshot and not self.has_log:
+            return f"there is a snapshot and no {JOURNAL_FILE}: term and vote are lost"
+        return None
+
+    def learner(self, fresh: Marker) -> Marker:
+        """The marker of a node that starts over; it stays in the cluster that it is known to have been in."""
+        known = self.marker
+        if known is None:
+            return replace(fresh, generation=None, rejoining=True)
+        return replace(fresh, generation=known.generation, cluster_id=known.cluster_id, rejoining=True)
+
+    def carried_on(self, fresh: Marker, *, rejoin: bool) -> Marker:
+        """The marker of a node that goes on, or begins."""
+        stored = self.marker
+        if stored is not None and stored.initialised:
+            if rejoin:
+                _log.warning("rejoin_ignored", reason="the data directory is complete; remove the flag")
+            return stored
+        if stored is not None and stored.rejoining:
+            return replace(stored, node=fresh.node, names=fresh.names)
+        return replace(fresh, generation=None, rejoining=True) if rejoin else fresh
+
+
+def _require_same(stored: Marker, fresh: Marker) -> None:
+    if stored.node != fresh.node:
+        raise Corrupt(
+            f"this data directory belongs to node {stored.node}, this is node {fresh.node}: "
+            "correct node_name or data_dir; two nodes must never share or swap directories"
+        )
+    if stored.names != fresh.names:
+        raise Corrupt(
+            "this data directory belongs to a cluster of other nodes than the `peer` blocks name: put the former names "
+            "back, or change the cluster with all nodes stopped by `caserver operator recover export` and `import`"
+        )
+
+
+def _clear(disk: Disk, *, keep: bool) -> None:
+    """Remove log and snapshot; ``keep`` leaves copies under other names: they may be all that is left of a cluster."""
+    for name in (JOURNAL_FILE, SNAPSHOT_FILE):
+        content = disk.read(name)
+        if content is None:
+            continue
+        if keep:
+            disk.replace(name + _OLD, content)
+        disk.replace(name, None)
