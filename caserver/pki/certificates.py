@@ -25,7 +25,7 @@ from caserver.environment import PrivateKey
 from caserver.errors import InvalidConfig, ProviderRefused
 from caserver.fields import Fault
 from caserver.pki import keys
-from caserver.pki.spiffe import signing_uri
+from caserver.pki.spiffe import leaf_common_name, signing_uri
 
 ROOT_NAME_LETTERS = 8  # base 36, after "pri-"
 SERIAL_BYTES = 16
@@ -449,6 +449,10 @@ def _identifier_faults(certificate: x509.Certificate) -> list[Fault]:
     return faults
 
 
+def _any_leaf_name(uri: str) -> str:
+    return leaf_common_name("any", uri.removeprefix(signing_uri("")))
+
+
 def _name_faults(certificate: x509.Certificate, uri: str) -> list[Fault]:
     names = extension(certificate, x509.SubjectAlternativeName)
     if names is None:
@@ -470,27 +474,32 @@ def _name_faults(certificate: x509.Certificate, uri: str) -> list[Fault]:
             Fault(_ROOT, "carries names beside the URI of the cluster", f"make it with subjectAltName=URI:{uri} alone")
         )
     limits = extension(certificate, x509.NameConstraints)
-    if limits is not None and not permits_uri(limits, uri):
-        faults.append(Fault(_ROOT, "its Name Constraints exclude the URIs of this cluster", "make it without them"))
+    if limits is not None and not permits(limits, uri=uri, common_name=_any_leaf_name(uri)):
+        faults.append(Fault(_ROOT, "its Name Constraints exclude the leaves of this cluster", "make it without them"))
     return faults
 
 
-def permits_uri(limits: x509.NameConstraints, uri: str) -> bool:
-    """Whether name constraints allow a URI (RFC 5280 4.2.1.10): only constraints on URIs matter, by host.
+def permits(limits: x509.NameConstraints, *, uri: str, common_name: str) -> bool:
+    """Whether name constraints allow a leaf with this URI and common name (RFC 5280 4.2.1.10).
 
-    A constraint that begins with a dot means any host below it, else that very host.
+    URI constraints are held against the URI's host, DNS constraints against the common name, because OpenSSL takes a
+    common name for a host name where there is no DNS name. A permitted directory name never covers a leaf, whose subject
+    is a common name alone.
     """
     host = uri.partition("://")[2].partition("/")[0].lower()
 
     def covers(name: x509.GeneralName) -> bool:
-        if not isinstance(name, x509.UniformResourceIdentifier):
-            return False
-        wanted = name.value.lower()
-        return host.endswith(wanted) if wanted.startswith(".") else host == wanted
-
-    permitted = [each for each in limits.permitted_subtrees or () if isinstance(each, x509.UniformResourceIdentifier)]
-    if permitted and not any(covers(each) for each in permitted):
+        if isinstance(name, x509.UniformResourceIdentifier):
+            wanted = name.value.lower()
+            return host.endswith(wanted) if wanted.startswith(".") else host == wanted
+        if isinstance(name, x509.DNSName):
+            return f".{common_name.lower()}".endswith("." + name.value.lower().lstrip("."))
         return False
+
+    for kind in (x509.UniformResourceIdentifier, x509.DNSName, x509.DirectoryName):
+        permitted = [each for each in limits.permitted_subtrees or () if isinstance(each, kind)]
+        if permitted and not any(covers(each) for each in permitted):
+            return False
     return not any(covers(each) for each in limits.excluded_subtrees or ())
 
 

@@ -224,9 +224,12 @@ def _critical_fault(certificate: x509.Certificate) -> str | None:
 
 def _constraint_fault(leaf: x509.Certificate, issuer: x509.Certificate) -> str | None:
     limits = extension(issuer, x509.NameConstraints)
-    if limits is None or all(certificates.permits_uri(limits, uri) for uri in certificates.uri_sans(leaf)):
+    name = "".join(str(value) for value in _common_names(leaf))
+    if limits is None or all(
+        certificates.permits(limits, uri=uri, common_name=name) for uri in certificates.uri_sans(leaf)
+    ):
         return None
-    return f"{_named(issuer)} excludes the URI of the leaf by its Name Constraints"
+    return f"{_named(issuer)} excludes the leaf by its Name Constraints"
 
 
 def _named(certificate: x509.Certificate) -> str:

@@ -278,6 +278,10 @@ FAULTY: dict[str, tuple[Callable[[Builder], object], str]] = {
         with_extension("limits", x509.NameConstraints([uri(".example.com")], None), critical=True),
         "Name Constraints exclude",
     ),
+    "DNS constraint": (
+        with_extension("limits", x509.NameConstraints([x509.DNSName(TRUST_DOMAIN)], None), critical=False),
+        "Name Constraints exclude",
+    ),
     "other AKI": (
         with_extension("aki", x509.AuthorityKeyIdentifier(b"x" * 20, None, None), critical=False),
         "names another key",
@@ -300,7 +304,7 @@ def test_a_root_that_would_break_the_mesh_is_refused_by_name_of_the_fault(
 
 
 def test_name_constraints_that_admit_the_trust_domain_are_accepted():
-    dns = x509.NameConstraints([x509.DNSName(TRUST_DOMAIN), uri(TRUST_DOMAIN)], None)
+    dns = x509.NameConstraints([x509.DNSName("consul"), uri(TRUST_DOMAIN)], None)
 
     assert faults_of(changed(with_extension("limits", dns, critical=True))) == ""
 
