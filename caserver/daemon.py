@@ -1,0 +1,303 @@
+"""The composition root: builds one node from its settings, starts it, watches it and stops it in order.
+
+Start: keyring, log (its state is loaded and every sealed value proven to open), internal channel, authority and leaf
+cache, public listeners. Stop is the reverse, with one turn: the public listeners close first, so that nothing new comes
+in, and the log last, because it hands leadership over and answers what is still under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from caserver.api.server import ApiServer, Listener, NodeView, Readiness
+from caserver.authority.authority import Authority
+from caserver.authority.ports import Providers
+from caserver.config.agent_config import AgentConfig
+from caserver.environment import Clock, Entropy, SystemClock, SystemEntropy, ThreadWorkers
+from caserver.errors import CaserverError, Corrupt
+from caserver.fields import Secret
+from caserver.forwarding.channel import Channel
+from caserver.forwarding.leader import Leader
+from caserver.internode.identity import NodeIdentity
+from caserver.internode.keyring import SECRET_BYTES, Keyring, decode_secret
+from caserver.leaf_cache import LeafCache
+from caserver.pki import tls
+from caserver.providers.builtin import builtin_factory
+from caserver.raft.disk import PosixDisk
+from caserver.raft.thread import RaftSettings, RaftThread
+from caserver.state.commands import Command, Result
+from caserver.state.configuration import CAConfiguration, parse_bootstrap
+from caserver.state.lifecycle import leader_of
+from caserver.state.machine import CAStateMachine
+from caserver.state.model import CAState
+from caserver.state.sealing import sealed_values
+from caserver.telemetry import logs
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+LEADERLESS_MAX = 10.0  # seconds without a leader before this node says that it is not ready
+WORKERS = 4  # threads for key generation and slow signatures
+SECRET_FILE = "cluster_secret"  # noqa: S105 - the name of a file
+
+_log = structlog.get_logger("caserver.agent")
+
+
+def run(config: AgentConfig) -> int:
+    """Run one node until SIGTERM or SIGINT; the exit code is 0 after an orderly stop, 1 after a failure it explained."""
+    clock = SystemClock()
+    logs.configure(
+        level=config.log_level,
+        as_json=config.log_json,
+        node=config.node_name,
+        clock=clock,
+        secrets=config.cluster_secrets,
+    )
+    for warning in config.warnings:
+        _log.warning(warning)
+    try:
+        return asyncio.run(_serve(config, clock))
+    except (CaserverError, Corrupt, OSError, ValueError) as exc:
+        _log.error("the agent cannot run", reason=str(exc))
+        return EXIT_FAILED
+
+
+async def _serve(config: AgentConfig, clock: Clock) -> int:
+    return await _Agent(config, clock=clock, entropy=SystemEntropy()).run()
+
+
+class _Agent:
+    """One node; made on the loop that it runs on."""
+
+    def __init__(self, config: AgentConfig, *, clock: Clock, entropy: Entropy) -> None:
+        self._config = config
+        self._clock = clock
+        self._entropy = entropy
+        self._leaderless_since: float | None = float("-inf")
+        self._stopping = asyncio.Event()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> int:
+        """Start everything, wait for a reason to stop, stop everything."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, _log.warning, "SIGHUP: settings are read at the start only; restart")
+        async with AsyncExitStack() as stack:
+            raft = await self._start(stack)
+            stopping = asyncio.ensure_future(self._stopping.wait())
+            stack.callback(stopping.cancel)
+            await asyncio.wait((stopping, raft.fatal, self._failed), return_when=asyncio.FIRST_COMPLETED)
+            failed = next((each for each in (raft.fatal, self._failed) if each.done()), None)
+            if failed is not None:
+                _log.error("the agent stops, it cannot go on", reason=str(failed.exception()))
+                return EXIT_FAILED
+            _log.info("stopping")
+        _log.info("stopped")
+        return EXIT_OK
+
+    async def _start(self, stack: AsyncExitStack) -> RaftThread[Command, CAState, Result]:
+        config = self._config
+        keyring = _keyring(config, self._entropy)
+        workers = ThreadWorkers(WORKERS)
+        stack.callback(workers.close)
+        identity = NodeIdentity(keyring, config.node_name, config.peers)
+        raft = await self._start_log(stack, identity, keyring)
+        authority = Authority(
+            raft,
+            providers=Providers({"consul": builtin_factory(self._clock, self._entropy, workers)}),
+            keyring=keyring,
+            clock=self._clock,
+            entropy=self._entropy,
+            workers=workers,
+            datacenter=config.datacenter,
+            bootstrap=_bootstrap(config),
+        )
+        channel = self._channel(identity, authority)
+        if config.peers:
+            await channel.start()
+        stack.push_async_callback(channel.close)
+        leader = Leader(
+            raft,
+            execute=authority.execute,
+            hop=channel,
+            clock=self._clock,
+            entropy=self._entropy,
+            hold_timeout=config.rpc_hold_timeout,
+        )
+        leaf_cache = LeafCache(
+            raft,
+            leader,
+            clock=self._clock,
+            entropy=self._entropy,
+            datacenter=config.datacenter,
+            max_entries=config.limits.leaf_cache_max,
+        )
+        for name, work in (
+            ("authority", authority.run),
+            ("leaf cache", leaf_cache.run),
+            ("leader watch", lambda: self._watch_leader(raft)),
+        ):
+            await stack.enter_async_context(self._supervised(name, work))
+        await self._start_api(stack, raft, leader=leader, leaf_cache=leaf_cache, authority=authority)
+        return raft
+
+    async def _start_log(
+        self, stack: AsyncExitStack, identity: NodeIdentity, keyring: Keyring
+    ) -> RaftThread[Command, CAState, Result]:
+        config = self._config
+        settings = RaftSettings(
+            node=config.node_name,
+            peers={name: (peer.address, peer.server_port) for name, peer in config.peers.items()},
+            bind=(config.bind_addr, config.ports.server),
+            multiplier=config.raft_multiplier,
+            data_dir=config.data_dir,
+            rejoin=config.rejoin,
+        )
+        raft: RaftThread[Command, CAState, Result] = RaftThread(
+            settings, machine=CAStateMachine(), identity=identity, clock=self._clock, entropy=self._entropy
+        )
+        await raft.start()
+        stack.push_async_callback(raft.stop)
+        held = set(keyring.key_ids)
+        for name, value in sealed_values(raft.state).items():
+            if value[:8].hex() not in held:
+                keyring.open(value, purpose=name)  # raises Corrupt, naming the key that is missing
+        return raft
+
+    def _channel(self, identity: NodeIdentity, authority: Authority) -> Channel:
+        config = self._config
+        return Channel(
+            identity,
+            config.node_name,
+            peers={name: (peer.address, peer.forward_port) for name, peer in config.peers.items()},
+            bind=(config.bind_addr, config.ports.forward),
+            serve=authority.execute,
+        )
+
+    async def _start_api(
+        self,
+        stack: AsyncExitStack,
+        raft: RaftThread[Command, CAState, Result],
+        *,
+        leader: Leader,
+        leaf_cache: LeafCache,
+        authority: Authority,
+    ) -> None:
+        config = self._config
+        own = {config.node_name: (config.bind_addr, config.ports.server)}
+        view = NodeView(
+            log=raft,
+            leader=leader,
+            leaf_cache=leaf_cache,
+            clock=self._clock,
+            entropy=self._entropy,
+            datacenter=config.datacenter,
+            node_name=config.node_name,
+            peers={name: (peer.address, peer.server_port) for name, peer in config.peers.items()} or own,
+            connect_enabled=config.connect.enabled,
+            ready=lambda: self._readiness(authority),
+            dev=config.dev,
+        )
+        server = ApiServer(view, _listeners(config), connections_per_client=config.limits.http_max_conns_per_client)
+        await server.start()
+        stack.push_async_callback(server.close)
+        _log.info(
+            "agent started",
+            http=", ".join(f"{host}:{port}" for host, port in server.addresses),
+            datacenter=config.datacenter,
+            peers=len(config.peers) or 1,
+        )
+
+    def _readiness(self, authority: Authority) -> Readiness:
+        since = self._leaderless_since
+        if since is None:
+            return Readiness(ready=True, degraded=authority.degraded)
+        ready = self._clock.monotonic() - since < LEADERLESS_MAX
+        return Readiness(ready=ready, degraded=(("NoLeader", "no leader is known"), *authority.degraded))
+
+    async def _watch_leader(self, raft: RaftThread[Command, CAState, Result]) -> None:
+        leader = leader_of(raft.state, raft.leadership)
+        while True:
+            if leader is not None:
+                self._leaderless_since = None
+            elif self._leaderless_since is None:
+                self._leaderless_since = self._clock.monotonic()
+            leader = await raft.changed(leader_of, leader)
+
+    @asynccontextmanager
+    async def _supervised(self, name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """Run ``work`` beside everything else; if it ends by itself, that is a bug and the node stops."""
+
+        async def run() -> None:
+            try:
+                await work()
+            except asyncio.CancelledError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - the supervisor
+                _log.exception("a part of the agent failed, the agent stops", part=name)
+                if not self._failed.done():
+                    self._failed.set_exception(exc)
+
+        task = asyncio.get_running_loop().create_task(run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def _bootstrap(config: AgentConfig) -> CAConfiguration | None:
+    if not config.connect.enabled:
+        _log.warning("Connect is disabled: connect { enabled = true } makes this cluster a certificate authority")
+        return None
+    return parse_bootstrap(config.connect.ca_provider, config.connect.ca_config)
+
+
+def _keyring(config: AgentConfig, entropy: Entropy) -> Keyring:
+    if config.cluster_secrets:
+        return Keyring([decode_secret(secret.reveal()) for secret in config.cluster_secrets])
+    if config.data_dir is None:
+        return Keyring([entropy.bytes(SECRET_BYTES)])
+    return Keyring([_own_secret(config.data_dir, entropy)])
+
+
+def _own_secret(data_dir: Path, entropy: Entropy) -> bytes:
+    """The secret that a single node keeps beside its data; made at its first start."""
+    path = data_dir / SECRET_FILE
+    try:
+        return decode_secret(path.read_text().strip())
+    except FileNotFoundError:
+        pass
+    except ValueError as exc:
+        raise Corrupt(f"{path}: {exc}; restore the file from a backup, it opens the CA keys of this node") from exc
+    if data_dir.is_dir() and any(data_dir.iterdir()):
+        raise Corrupt(f"{path} is missing, but {data_dir} holds data that only it opens; restore it from a backup")
+    secret = entropy.bytes(SECRET_BYTES)
+    PosixDisk(data_dir).replace(SECRET_FILE, base64.b64encode(secret) + b"\n")
+    return secret
+
+
+def _listeners(config: AgentConfig) -> list[Listener]:
+    listeners = []
+    if config.ports.http is not None:
+        listeners.append(Listener(config.client_addr, config.ports.http))
+    if config.ports.https is not None and config.tls is not None:
+        files = config.tls
+        context = tls.server_context(
+            files.cert_file.read_text(),
+            Secret(files.key_file.read_text()),
+            ca_pems=() if files.ca_file is None else (files.ca_file.read_text(),),
+            require_client=files.verify_incoming,
+            minimum=tls.TLS12,
+        )
+        listeners.append(Listener(config.client_addr, config.ports.https, context))
+    return listeners
