@@ -21,7 +21,8 @@ from caserver.state.commands import Applied, ExpireLeaves, ProviderRetired, Prun
 from caserver.state.lifecycle import Expire, Prune, RetireProvider, due, next_due
 from caserver.state.model import CAState, Index, Retiring
 
-REST_MAX = 60.0  # seconds after which the state is looked at in any case
+LOOK_AGAIN = 5.0  # seconds after which a change that somebody works on is looked at again
+REST_MIN = 1.0  # seconds
 BACKOFF_MAX = 60.0  # seconds between tries of a step that fails
 _log = structlog.get_logger(__name__)
 
@@ -100,7 +101,7 @@ class Maintenance:
     async def _rest(self) -> None:
         """Until something falls due, or the state gives another reason to look."""
         state = self._log.state
-        pause = min(REST_MAX, max(1.0, next_due(state, self._now())))
+        pause = LOOK_AGAIN if state.change is not None else max(REST_MIN, next_due(state, self._now()))
         with contextlib.suppress(TimeoutError):
             await within(self._clock, pause, self._log.changed(agenda, agenda(state, self._log.leadership)))
 

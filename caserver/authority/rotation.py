@@ -17,7 +17,7 @@ import structlog
 
 from caserver.authority.custody import Custody, Signing, seal_root_key
 from caserver.authority.plan import BACKDATED, Effect, RotationPlan, cross_signed_until, crosses, plan_change
-from caserver.authority.ports import Inspection, Log, Prepared, verdict
+from caserver.authority.ports import Inspection, Log, Prepared, Provider, verdict
 from caserver.authority.probe import Probe
 from caserver.environment import Clock, Entropy, Workers
 from caserver.errors import (
@@ -31,7 +31,7 @@ from caserver.errors import (
     ProviderUnavailable,
 )
 from caserver.pki.certificates import describe, serial_from
-from caserver.pki.chain import intermediates_for
+from caserver.pki.chain import intermediates_for, unexpired
 from caserver.raft.ports import NotCommitted, OutcomeUnknown
 from caserver.requests import ChangeConfiguration, ConfigurationChanged
 from caserver.state.commands import (
@@ -214,18 +214,7 @@ class Rotation:
         prepared = await new.prepare(now=now, epoch=change.epoch)
         old = self._predecessor(state, configuration, now)
         crossed = None if old is None else await self._cross_sign(old, prepared.root_pem, configuration, now)
-        previous = tuple((root.pem, root.intermediates) for root in _newest_first(state))
-        hops = intermediates_for(prepared.root_pem, crossed, previous, now)
-        root = self._new_root(prepared, configuration.provider, hops)
-        failures = await self._probe.failures(
-            state,
-            old=old,
-            new=new,
-            root_pem=root.pem,
-            signer_pem=prepared.intermediates[0] if prepared.intermediates else root.pem,
-            intermediates=root.intermediates,
-            now=now,
-        )
+        root, failures = await self._proven(state, prepared, configuration.provider, new=new, old=old, crossed=crossed)
         if failures and not force:
             raise InvalidConfig("\n".join(("the change was refused, leaves would not verify after it:", *failures)))
         for failure in failures:
@@ -238,6 +227,30 @@ class Rotation:
             retire_not_before=None if state.active_root is None else _seconds(self._clock.now()) + RETIRE_AFTER,
         )
         return command, failures
+
+    async def _proven(
+        self,
+        state: CAState,
+        prepared: Prepared,
+        provider: str,
+        *,
+        new: Provider,
+        old: Signing | None,
+        crossed: str | None,
+    ) -> tuple[NewRoot, tuple[str, ...]]:
+        """The new root with the shortest chain that real verifiers accept, and what fails even so."""
+        now = self._clock.now()
+        failures: tuple[str, ...] = ()
+        signer = prepared.intermediates[0] if prepared.intermediates else prepared.root_pem
+        for hops in _chains(state, prepared.root_pem, crossed, now):
+            intermediates = (*prepared.intermediates, *hops)
+            root = self._new_root(prepared, provider, intermediates)
+            failures = await self._probe.failures(
+                state, old=old, new=new, root_pem=root.pem, signer_pem=signer, intermediates=intermediates, now=now
+            )
+            if not failures:
+                break
+        return root, failures
 
     def _predecessor(self, state: CAState, wanted: CAConfiguration, now: datetime) -> Signing | None:
         """What signs now, if it is to cross-sign; without cross-signing the old provider is not touched at all."""
@@ -260,7 +273,7 @@ class Rotation:
             not_after=datetime.fromtimestamp(until, UTC),
         )
 
-    def _new_root(self, prepared: Prepared, provider: str, hops: tuple[str, ...]) -> NewRoot:
+    def _new_root(self, prepared: Prepared, provider: str, intermediates: tuple[str, ...]) -> NewRoot:
         facts = describe(prepared.root_pem)
         root_id = RootID(facts.id)
         signer = describe(prepared.intermediates[0]) if prepared.intermediates else facts
@@ -279,7 +292,7 @@ class Rotation:
             key_bits=facts.key_bits,
             signing_key_id=signer.signing_key_id,
             provider=provider,
-            intermediates=(*prepared.intermediates, *hops),
+            intermediates=intermediates,
             sealed_key=sealed,
         )
 
@@ -355,6 +368,23 @@ def _check_index(state: CAState, cas: int | None, modify_index: int) -> None:
                 f"the configuration is at index {current}, not {wanted}: somebody changed it; "
                 "read it again and repeat the change with its ModifyIndex"
             )
+
+
+def _chains(state: CAState, root_pem: str, crossed: str | None, now: datetime) -> tuple[tuple[str, ...], ...]:
+    """Chains to choose from, shortest first.
+
+    After rotating back and forth one authority has several cross-signed certificates. OpenSSL takes the first that fits
+    and never turns back, so the shortest paths side by side may not do; the former root's whole chain behind the new
+    cross-signed certificate is one line that leads past every root.
+    """
+    shortest = intermediates_for(
+        root_pem, crossed, tuple((root.pem, root.intermediates) for root in _newest_first(state)), now
+    )
+    active = state.active_root
+    if active is None or crossed is None:
+        return (shortest,)
+    line = tuple(dict.fromkeys((crossed, *unexpired(active.intermediates, now))))
+    return (shortest,) if line == shortest else (shortest, line)
 
 
 def _newest_first(state: CAState) -> list[CARoot]:

@@ -43,21 +43,33 @@ class Killed(BaseException):
 
 
 class Tripwire:
-    """Counts steps and kills at the one numbered ``at`` (from 1), or never."""
+    """Counts steps; at an armed one it kills, or does what it was told to do instead."""
 
-    def __init__(self, at: int | None = None) -> None:
-        self.at = at
+    def __init__(self) -> None:
         self.steps: list[str] = []
+        self.sprung = False
         self.dead = False
+        self._at: int | None = None
+        self._action: Callable[[], None] | None = None
+
+    def arm(self, ahead: int, action: Callable[[], None] | None = None) -> None:
+        """Spring at the step that lies ``ahead`` (1 = the next one)."""
+        self._at = len(self.steps) + ahead
+        self._action = action
 
     def step(self, label: str) -> None:
-        """Note one step; Killed at the chosen one and ever after."""
+        """Note one step; Killed at the armed one, unless another action was chosen, and ever after."""
         if self.dead:
             raise Killed(label)
         self.steps.append(label)
-        if self.at == len(self.steps):
-            self.dead = True
-            raise Killed(label)
+        if self._at != len(self.steps):
+            return
+        self.sprung = True
+        if self._action is not None:
+            self._action()
+            return
+        self.dead = True
+        raise Killed(label)
 
 
 class ManualClock:
@@ -315,6 +327,7 @@ class ProviderControl:
     failures: dict[str, CaserverError] = field(default_factory=dict)  # member -> raised until removed
     calls: list[str] = field(default_factory=list)
     hang: asyncio.Event | None = None  # while set to an event, sign_leaves waits for it
+    useless_cross_signing: bool = False  # cross_sign hands back what it was given
 
     def note(self, member: str) -> None:
         """Count one call, or fail as told."""
@@ -349,6 +362,8 @@ class FakeProvider:
 
     async def cross_sign(self, certificate_pem: str, *, serial: int, not_before: datetime, not_after: datetime) -> str:
         self._control.note("cross_sign")
+        if self._control.useless_cross_signing:
+            return certificate_pem
         signed = await self._inner.cross_sign(
             certificate_pem, serial=serial, not_before=not_before, not_after=not_after
         )
