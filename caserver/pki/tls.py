@@ -85,7 +85,8 @@ def _load_identity(context: ssl.SSLContext, cert_chain_pem: str, key_pem: Secret
     with os.fdopen(descriptor, "wb") as memory:
         memory.write(key_pem.reveal().encode() + b"\n" + cert_chain_pem.encode())
         memory.flush()
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+        # A password of no characters keeps OpenSSL from asking the terminal for that of an encrypted key.
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
 
 
 def peer_uris(connection: ssl.SSLObject | ssl.SSLSocket) -> tuple[str, ...]:

@@ -1,0 +1,127 @@
+"""TLS contexts: floor, mutual verification, key material that never reaches a disk."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+
+from caserver.fields import Secret
+from caserver.pki import keys
+from caserver.pki.tls import TLS12, TLS13, client_context, peer_uri, peer_uris, server_context
+from tests.testkit import mesh
+from tests.testkit.keys import private_key
+
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
+ROOT, OTHER_ROOT = mesh.root("ec-256"), mesh.root("rsa-2048")
+LEAF = mesh.leaf(ROOT, "ec-256")
+KEY = keys.pkcs8_pem(private_key(mesh.LEAF_KEY))
+WEB = f"spiffe://{mesh.TRUST_DOMAIN}/ns/default/dc/dc1/svc/web"
+
+
+def connected(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    """A finished connection as (server's end, client's end); the test's certificates live in another year."""
+    for context in (server, client):
+        context.verify_flags |= _NO_CHECK_TIME
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server)
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    waiting = [ours, theirs]
+    for _ in range(20):
+        for end in list(waiting):
+            try:
+                end.do_handshake()
+                waiting.remove(end)
+            except ssl.SSLWantReadError:
+                continue
+        if not waiting:
+            return theirs, ours
+    raise AssertionError("the handshake did not end")
+
+
+def test_both_sides_know_each_other_by_uri():
+    theirs, ours = connected(
+        server_context(LEAF, KEY, ca_pems=[ROOT]), client_context(LEAF, KEY, ca_pems=[OTHER_ROOT, ROOT])
+    )
+
+    assert (peer_uri(theirs), peer_uri(ours)) == (WEB, WEB)
+    assert ours.version() == "TLSv1.3"
+
+
+def test_a_client_without_certificate_is_refused_where_one_is_required():
+    with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+        connected(server_context(LEAF, KEY, ca_pems=[ROOT]), client_context(None, None, ca_pems=[ROOT]))
+
+
+def test_a_client_without_certificate_is_nobody_where_none_is_required():
+    theirs, _ = connected(server_context(LEAF, KEY, require_client=False), client_context(None, None, ca_pems=[ROOT]))
+
+    assert (peer_uri(theirs), peer_uris(theirs)) == (None, ())
+
+
+def test_a_client_of_another_authority_is_refused():
+    with pytest.raises(ssl.SSLCertVerificationError):
+        connected(server_context(LEAF, KEY, ca_pems=[OTHER_ROOT]), client_context(LEAF, KEY, ca_pems=[ROOT]))
+
+
+@pytest.mark.parametrize("trusted", [[OTHER_ROOT], []])
+def test_a_server_of_another_authority_is_refused(trusted: list[str]):
+    with pytest.raises(ssl.SSLCertVerificationError):
+        connected(server_context(LEAF, KEY, require_client=False), client_context(None, None, ca_pems=trusted))
+
+
+def test_tls_12_is_taken_only_where_it_was_allowed_and_with_forward_secrecy():
+    old_client = client_context(None, None, ca_pems=[ROOT], minimum=TLS12)
+    old_client.maximum_version = TLS12
+
+    _, ours = connected(server_context(LEAF, KEY, require_client=False, minimum=TLS12), old_client)
+
+    assert ours.version() == "TLSv1.2"
+    assert str(ours.cipher()).startswith("('ECDHE-ECDSA-")
+    with pytest.raises(ssl.SSLError):
+        connected(server_context(LEAF, KEY, require_client=False, minimum=TLS13), old_client)
+
+
+def test_nothing_below_tls_12_can_be_asked_for():
+    with pytest.raises(ValueError, match=r"TLS below 1\.2"):
+        client_context(None, None, ca_pems=[], minimum=ssl.TLSVersion.MINIMUM_SUPPORTED)
+
+
+def test_a_server_cannot_require_clients_that_it_could_not_verify():
+    with pytest.raises(ValueError, match="needs CA certificates"):
+        server_context(LEAF, KEY)
+
+
+def test_host_names_are_compared_only_on_demand():
+    assert not client_context(None, None, ca_pems=[ROOT]).check_hostname
+    assert client_context(None, None, ca_pems=[ROOT], check_hostname=True).check_hostname
+
+
+def test_a_key_that_does_not_fit_is_refused_and_no_descriptor_is_left_open():
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    with pytest.raises(ssl.SSLError):
+        server_context(LEAF, keys.pkcs8_pem(private_key("ec-256")), require_client=False)
+    with pytest.raises(ssl.SSLError):
+        server_context(LEAF, Secret("garbage"), require_client=False)
+    server_context(LEAF, KEY, require_client=False)
+
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_an_encrypted_key_is_refused_without_asking_a_terminal():
+    locked = private_key(mesh.LEAF_KEY).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x"))
+
+    with pytest.raises(ssl.SSLError):
+        server_context(LEAF, Secret(locked.decode()), require_client=False)
+
+
+def test_no_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    client_context(LEAF, KEY, ca_pems=[ROOT])
+
+    assert list(tmp_path.iterdir()) == []
