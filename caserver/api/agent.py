@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caserver import wire
-from caserver.api.connect_ca import check_enabled, roots_body
+from caserver.api.connect_ca import check_enabled, roots_body, roots_key
 from caserver.api.query import Body, Call, NodeView, Reply, block, check_datacenter, initialized, metadata, patience
 from caserver.errors import InvalidQuery
 from caserver.leaf_cache import CachedLeaf
@@ -17,8 +17,10 @@ async def get_roots(node: NodeView, call: Call) -> Reply:
     state = node.log.state if node.log.state.active_root is not None else await initialized(node, call)
     waited = await block(node, call.options, roots_index)
     state = node.log.state if waited else state
-    headers = metadata(node, state.roots_index) | _cache_headers(hit=not waited, age=node.log.leadership.last_contact)
-    return Reply(roots_body(node, state, pretty=call.options.pretty or node.dev), headers)
+    pretty = call.options.pretty or node.dev
+    hit = not waited and roots_key(state, pretty=pretty) in node.bodies
+    headers = metadata(node, state.roots_index) | _cache_headers(hit=hit, age=node.log.leadership.last_contact)
+    return Reply(roots_body(node, state, pretty=pretty), headers)
 
 
 async def get_leaf(node: NodeView, call: Call) -> Reply:

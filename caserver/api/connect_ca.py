@@ -47,9 +47,14 @@ def flag(call: Call, name: str) -> bool:
     raise InvalidQuery(f'Invalid {name} value "{value}"; use {name}=true or {name}=false')
 
 
+def roots_key(state: CAState, *, pretty: bool) -> tuple[object, ...]:
+    """What determines the bytes of the roots document."""
+    return (state.cluster_id, state.roots_index, pretty, *(root.id for root in state.roots))
+
+
 def roots_body(node: NodeView, state: CAState, *, pretty: bool) -> Body:
     """The roots document; rendered once per change of the bundle, not per request."""
-    key = (state.cluster_id, state.roots_index, pretty, *(root.id for root in state.roots))
+    key = roots_key(state, pretty=pretty)
     return node.bodies.get(key, lambda: wire.render(wire.encode_roots(state), pretty=pretty))
 
 

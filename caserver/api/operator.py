@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from caserver import wire
 from caserver.api import status
-from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state
+from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state, known_leader
 
 
 def _address(node: NodeView, name: str | None) -> str:
@@ -41,8 +41,11 @@ async def get_ready(node: NodeView, call: Call) -> Reply:
 
 
 async def get_raft_configuration(node: NodeView, call: Call) -> Reply:
-    """All servers with their Raft addresses and who leads."""
+    """All servers with their Raft addresses and who leads; held a while for a leader unless it may be stale."""
     check_datacenter(node, call.options)
-    await fresh_state(node, call)
+    if call.options.consistent:
+        await fresh_state(node, call)
+    elif not call.options.stale:
+        await known_leader(node)
     peers = {name: _address(node, name) for name in node.peers}
     return _json(node, call, wire.encode_raft_configuration(peers, node.log.leadership.leader))

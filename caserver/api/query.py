@@ -15,18 +15,20 @@ from urllib.parse import parse_qsl
 
 from caserver.authority.ports import Log
 from caserver.environment import Clock, Entropy, within
-from caserver.errors import InvalidQuery, InvalidRequest, NotInitialized, Unavailable
+from caserver.errors import InvalidQuery, InvalidRequest, NoLeader, NotInitialized, Unavailable
 from caserver.fields import Secret, go_duration
 from caserver.forwarding.leader import Leader
 from caserver.leaf_cache import LeafCache
 from caserver.raft.ports import Leadership
 from caserver.requests import Caller, ReadAt, ReadIndex
+from caserver.state.lifecycle import leader_of
 from caserver.state.model import CAState
 
 WAIT_DEFAULT = 300.0  # seconds a blocking query waits unless told (Consul: DefaultQueryTime)
 WAIT_MAX = 600.0  # and at most (Consul: MaxQueryTime)
 JITTER = 16  # up to a sixteenth of the wait is added (Consul: JitterFraction)
 APPLY_DEADLINE = 5.0  # seconds for the local state to reach an index that the leader named
+LEADER_DEADLINE = 7.0  # seconds for which a read is held while no leader is known (Consul: RPCHoldTimeout)
 INITIALIZE_DEADLINE = 7.0  # seconds for which a read is held while the CA has no root yet
 BLOCKED_MAX = 8192  # blocking queries at once
 _INDEX_MAX = 1 << 64
@@ -92,6 +94,9 @@ class BodyCache:
     def __init__(self, size: int = 16) -> None:
         self._size = size
         self._bodies: dict[object, Body] = {}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._bodies
 
     def get(self, key: object, build: Callable[[], bytes]) -> Body:
         """The body of ``key``, built at the first call."""
@@ -283,6 +288,15 @@ def applied_index(state: CAState, _leadership: Leadership) -> int:
 def bundle_exists(state: CAState, _leadership: Leadership) -> bool:
     """Selector: whether the CA has an active root."""
     return state.active_root is not None
+
+
+async def known_leader(node: NodeView) -> None:
+    """Wait until this node knows a leader; NoLeader if it finds none in time."""
+    if node.log.leadership.leader is None:
+        try:
+            await within(node.clock, LEADER_DEADLINE, node.log.changed(leader_of, None))
+        except TimeoutError as exc:
+            raise NoLeader from exc
 
 
 async def reached(node: NodeView, index: int) -> None:

@@ -1,0 +1,183 @@
+"""One node's public interface on a loopback port, over the real authority on a log in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from caserver.api.server import ApiServer, Listener, NodeView, Readiness
+from caserver.authority.authority import Authority
+from caserver.authority.ports import Providers
+from caserver.environment import InlineWorkers
+from caserver.errors import CaserverError
+from caserver.forwarding.leader import Leader
+from caserver.internode.keyring import Keyring
+from caserver.leaf_cache import LeafCache
+from caserver.providers.builtin import builtin_factory
+from caserver.requests import decode_request, encode_answer
+from caserver.state.configuration import parse_bootstrap
+from tests.testkit.fakes import FakeLog, ManualClock, SeededEntropy, settle
+
+CLUSTER_ID = "838f036d-2872-2c69-9558-34f8baacf38a"
+START = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+PEERS = {"n1": ("127.0.0.1", 18611), "n2": ("127.0.0.1", 18621), "n3": ("127.0.0.1", 18631)}
+
+
+@dataclass
+class Answered:
+    """One HTTP answer as it came over the wire."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body, unzipped if need be."""
+        plain = self.body
+        if self.headers.get("Content-Encoding") == "gzip":
+            plain = zlib.decompress(self.body, wbits=31)
+        return plain.decode()
+
+
+class LocalHop:
+    """Carries frames to the authority of the leading node, in this process."""
+
+    def __init__(self) -> None:
+        self.authorities: dict[str, Authority] = {}
+        self.sent = 0
+
+    async def send(self, node: str, frame: bytes, deadline: float) -> bytes:
+        self.sent += 1
+        caller, request = decode_request(frame)
+        try:
+            return encode_answer(await self.authorities[node].execute(caller, request))
+        except CaserverError as exc:
+            return encode_answer(exc)
+
+
+@dataclass
+class World:
+    """What a test can reach."""
+
+    log: FakeLog  # of the node under test
+    clock: ManualClock
+    server: ApiServer
+    node: NodeView
+    hop: LocalHop
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def fetch(
+        self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"", *, advance: float = 0.0
+    ) -> Answered:
+        """One request on a connection of its own; ``advance`` is the virtual time that may pass meanwhile, seconds."""
+        host, port = self.server.addresses[0]
+        lines = {"Host": f"{host}:{port}", "Connection": "close"} | (headers or {})
+        if body or method in {"PUT", "POST"}:
+            lines["Content-Length"] = str(len(body))
+        head = (
+            f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
+        )
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(head.encode() + body)
+        exchange = asyncio.ensure_future(reader.read())
+        passed = 0.0
+        while not exchange.done() and passed < advance:
+            await asyncio.wait((exchange,), timeout=0.005)
+            await self.clock.advance(0.25)
+            passed += 0.25
+        try:
+            return parsed(await asyncio.wait_for(exchange, 10))
+        finally:
+            writer.close()
+
+
+def parsed(raw: bytes) -> Answered:
+    """Take an HTTP/1.1 answer apart; header names as they were sent."""
+    head, _, body = raw.partition(b"\r\n\r\n")
+    status_line, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    return Answered(int(status_line.split(" ")[1]), headers, body)
+
+
+@asynccontextmanager
+async def running(
+    *,
+    dev: bool = True,
+    enabled: bool = True,
+    node: str = "n1",
+    leader: str = "n1",
+    cluster_id: str = CLUSTER_ID,
+    config: dict[str, object] | None = None,
+) -> AsyncIterator[World]:
+    """A node called ``node`` in a cluster that ``leader`` leads, its CA initialized (if Connect is enabled)."""
+    clock, entropy, hop = ManualClock(START), SeededEntropy(), LocalHop()
+    lead = FakeLog(leader)
+    log = lead if lead.node == node else lead.elsewhere(node)
+    tasks = []
+    for each in {lead, log}:
+        hop.authorities[each.node] = _authority(
+            each, clock, entropy, enabled=enabled, cluster_id=cluster_id, config=config
+        )
+        tasks.append(asyncio.ensure_future(hop.authorities[each.node].run()))
+    leading = Leader(log, execute=hop.authorities[node].execute, hop=hop, clock=clock, entropy=entropy)
+    cache = LeafCache(log, leading, clock=clock, entropy=entropy, datacenter="dc1", max_entries=1000)
+    tasks.append(asyncio.ensure_future(cache.run()))
+    view = NodeView(
+        log=log,
+        leader=leading,
+        leaf_cache=cache,
+        clock=clock,
+        entropy=entropy,
+        datacenter="dc1",
+        node_name=node,
+        peers=PEERS if not dev else {node: PEERS[node]},
+        connect_enabled=enabled,
+        ready=lambda: Readiness(ready=True),
+        dev=dev,
+    )
+    server = ApiServer(view, [Listener("127.0.0.1", 0)])
+    await server.start()
+    await _initialized(log, clock, enabled=enabled)
+    try:
+        yield World(log, clock, server, view, hop, tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.close()
+
+
+async def _initialized(log: FakeLog, clock: ManualClock, *, enabled: bool) -> None:
+    for _ in range(100):
+        await settle()
+        if not enabled or log.state.active_root is not None:
+            return
+        await clock.advance(0.1)
+    raise AssertionError("the CA did not come up")
+
+
+def _authority(
+    log: FakeLog,
+    clock: ManualClock,
+    entropy: SeededEntropy,
+    *,
+    enabled: bool,
+    cluster_id: str,
+    config: dict[str, object] | None,
+) -> Authority:
+    workers = InlineWorkers()
+    return Authority(
+        log,
+        providers=Providers({"consul": builtin_factory(clock, entropy, workers)}),
+        keyring=Keyring([bytes(range(32))]),
+        clock=clock,
+        entropy=entropy,
+        workers=workers,
+        datacenter="dc1",
+        bootstrap=replace(parse_bootstrap("consul", config or {}), cluster_id=cluster_id) if enabled else None,
+    )
