@@ -285,7 +285,7 @@ class _Reading:
             return default
         host = text.removeprefix("[").removesuffix("]")
         if "{{" in text:
-            fields.fault(key, f'"{text}" is a template, and templates are not evaluated', "write the address itself")
+            fields.fault(key, "holds a template, and templates are not evaluated", "write the address itself")
         elif not _is_host(host):
             fields.fault(key, f'"{text}" is no address', "give one IP address or DNS name, without a port")
         return host
