@@ -167,7 +167,7 @@ def cluster_id_of_root(pem: str) -> str | None:
     try:
         certificate = x509.load_pem_x509_certificate(pem.encode())
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:

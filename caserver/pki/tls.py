@@ -97,7 +97,7 @@ def peer_uris(connection: ssl.SSLObject | ssl.SSLSocket) -> tuple[str, ...]:
     certificate = x509.load_der_x509_certificate(der)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return ()
     return tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
 

@@ -200,6 +200,10 @@ def not_self_signed(builder: Builder) -> None:
     builder.issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "another")])
 
 
+def without_name(builder: Builder) -> None:
+    builder.subject = builder.issuer = x509.Name([])
+
+
 def ed25519_root(builder: Builder) -> None:
     builder.public, builder.signing_key = ed25519_key().public_key(), ed25519_key()
 
@@ -259,7 +263,7 @@ FAULTY: dict[str, tuple[Callable[[Builder], object], str]] = {
     "DNS name": (with_names(uri(URI), x509.DNSName("ca.example")), "carries names beside the URI"),
     "not self-signed": (not_self_signed, "is not self-signed"),
     "empty subject": (
-        lambda b: (setattr(b, "subject", x509.Name([])), setattr(b, "issuer", x509.Name([]))),
+        without_name,
         "subject is empty",
     ),
     "expired": (lambda b: setattr(b, "end", NOW - timedelta(seconds=1)), "expired at 2030-06-01T11:59:59Z"),

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caserver.pki import certificates, keys
+from caserver.pki.certificates import LeafTemplate
 from caserver.pki.chain import check_leaf, intermediates_for, unexpired, verify_chain
 from caserver.pki.leaf_der import Issuer
 from tests.testkit import mesh
@@ -52,7 +53,7 @@ def test_a_leaf_without_subject_passes():
         (replace(mesh.order(), common_name=""), "subject"),
     ],
 )
-def test_a_leaf_that_differs_from_its_order_is_caught(template: mesh.LeafTemplate, what: str):
+def test_a_leaf_that_differs_from_its_order_is_caught(template: LeafTemplate, what: str):
     with pytest.raises(RuntimeError, match=f"is not what was ordered: {what}"):
         check_leaf(LEAF_0, template, R0)
 
@@ -136,10 +137,11 @@ def test_a_twin_root_with_another_key_does_not_verify():
 
 def special_root(**changes: tuple[x509.ExtensionType, bool] | None) -> str:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "special")])
-    extensions: dict[str, tuple[x509.ExtensionType, bool] | None] = {
+    usual: dict[str, tuple[x509.ExtensionType, bool] | None] = {
         "constraints": (x509.BasicConstraints(ca=True, path_length=None), True),
         "usage": (certificates.ROOT_KEY_USAGE, True),
-    } | changes
+    }
+    extensions = usual | changes
     builder = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(private_key("ec-256").public_key())
     )
@@ -166,7 +168,7 @@ def special_root(**changes: tuple[x509.ExtensionType, bool] | None) -> str:
         ),
         (special_root(usage=(certificates.LEAF_KEY_USAGE, True)), "lacks keyCertSign"),
         (
-            special_root(eku=(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), False)),
+            special_root(eku=(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)),
             "may not issue for TLS",
         ),
         (

@@ -13,10 +13,8 @@ from caserver.fields import Secret
 from caserver.pki import keys
 from tests.testkit.keys import ed25519_key, key_pem, private_key
 
-CA_KEYS = ("ec-224", "ec-256", "ec-384", "ec-521", "rsa-2048", "rsa-4096")
 
-
-@pytest.mark.parametrize("name", CA_KEYS)
+@pytest.mark.parametrize("name", ["ec-224", "ec-256", "ec-384", "ec-521", "rsa-2048"])
 def test_a_key_is_read_in_every_usual_form(name: str):
     key = private_key(name)
     numbers = key.public_key().public_numbers()

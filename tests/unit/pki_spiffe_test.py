@@ -11,11 +11,14 @@ from caserver.pki.spiffe import (
     ServiceID,
     check_service_name,
     cluster_id_from,
+    cluster_id_of_root,
     leaf_common_name,
     normalise_cluster_id,
     parse_service_uri,
     signing_uri,
 )
+from tests.testkit import mesh
+from tests.testkit.keys import key_pem
 
 TD = "838f036d-2872-2c69-9558-34f8baacf38a.consul"
 
@@ -143,6 +146,15 @@ def test_a_name_that_fits_no_spiffe_id_is_refused(name: str, text: str):
 )
 def test_common_names_are_those_that_were_recorded(service: str, common_name: str):
     assert leaf_common_name(service, TD) == common_name
+
+
+def test_the_cluster_id_is_read_from_a_roots_uri():
+    assert cluster_id_of_root(mesh.root("ec-256")) == mesh.TRUST_DOMAIN.removesuffix(".consul")
+
+
+@pytest.mark.parametrize("pem", ["", "garbage", mesh.leaf(mesh.root("ec-256"), "ec-256"), key_pem("ec-256")])
+def test_what_names_no_cluster_gives_no_cluster_id(pem: str):
+    assert cluster_id_of_root(pem) is None
 
 
 def test_a_root_carries_the_uri_of_its_trust_domain():

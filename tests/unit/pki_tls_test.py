@@ -50,6 +50,31 @@ def test_both_sides_know_each_other_by_uri():
     assert ours.version() == "TLSv1.3"
 
 
+@pytest.mark.parametrize(
+    ("old_key", "new_key"),
+    [
+        ("ec-256", "rsa-2048"),
+        ("rsa-2048", "ec-256"),
+        ("ec-384", "ec-521"),
+        ("rsa-4096", "ec-384"),
+        ("ec-224", "rsa-2048"),
+    ],
+)
+def test_a_proxy_that_knows_only_the_old_root_and_one_that_has_moved_on_meet_in_both_roles(old_key: str, new_key: str):
+    old, new = mesh.root(old_key), mesh.root(new_key)
+    behind = {"cert_chain_pem": mesh.leaf(old, old_key, mesh.order("behind")), "key_pem": KEY, "ca_pems": [old]}
+    crossed = mesh.crossed(new, old=old, old_key=old_key)
+    ahead = {
+        "cert_chain_pem": mesh.leaf(new, new_key, mesh.order("ahead")) + crossed,
+        "key_pem": KEY,
+        "ca_pems": [old, new],
+    }
+
+    for server, client in ((behind, ahead), (ahead, behind)):
+        theirs, ours = connected(server_context(**server), client_context(**client))  # type: ignore[arg-type]
+        assert {str(peer_uri(end)).rpartition("/")[2] for end in (theirs, ours)} == {"behind", "ahead"}
+
+
 def test_a_client_without_certificate_is_refused_where_one_is_required():
     with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
         connected(server_context(LEAF, KEY, ca_pems=[ROOT]), client_context(None, None, ca_pems=[ROOT]))
