@@ -98,6 +98,10 @@ class Member:
         await self.stack.aclose()
 
 
+def _cluster_id(state: CAState) -> str | None:
+    return state.cluster_id
+
+
 def _leader_of(state: CAState, leadership: Leadership) -> str | None:
     return leadership.leader
 
@@ -154,7 +158,7 @@ async def _start(
     identity = NodeIdentity(keyring, name, servers)
     settings = RaftSettings(node=name, peers=servers, bind=servers[name], multiplier=1, data_dir=None)
     raft: RaftThread[Command, CAState, Result] = RaftThread(
-        settings, machine=CAStateMachine(), identity=identity, clock=SystemClock(), entropy=entropy
+        settings, CAStateMachine(), keyring=keyring, clock=SystemClock(), entropy=entropy, cluster_id=_cluster_id
     )
     await raft.start()
     authority = Authority(
