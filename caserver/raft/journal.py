@@ -143,6 +143,8 @@ def _read(content: bytes) -> tuple[_Contents, int]:
         except (ValueError, KeyError, TypeError, struct.error) as exc:
             raise Corrupt(f"{JOURNAL_FILE}: the record at byte {offset} makes no sense ({exc}); {REMEDY}") from exc
         offset = record.end
+    if offset == len(_MAGIC):  # every file begins with term and vote, made whole under its name
+        raise Corrupt(f"{JOURNAL_FILE} is cut short; {REMEDY}")
     return contents, offset
 
 
