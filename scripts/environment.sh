@@ -36,7 +36,7 @@ make_venv() { # PYTHON STAMP
     say "making .venv (once, and again when requirements.lock changes; takes about a minute)"
     rm -rf .venv
     "$1" -m venv .venv
-    local pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check --no-input install)
+    local pip=(.venv/bin/python -m pip --quiet --quiet --disable-pip-version-check --no-input install)
     # setuptools first: it builds the packages that come as source only, at the version and hash that are locked.
     "${pip[@]}" --require-hashes -r <(sed -n '/^setuptools==/,/[^\\]$/p' requirements.lock)
     say "installing $(grep -c '==' requirements.lock) packages"
