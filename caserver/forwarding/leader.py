@@ -79,15 +79,41 @@ class Leader:
         self._hold_timeout = hold_timeout  # seconds
         self._held = 0
         self._held_bytes = 0
+        self._rounds: dict[bool, asyncio.Task[Answer]] = {}  # reads that have not been sent yet
+        self._round_locks = {False: asyncio.Lock(), True: asyncio.Lock()}
 
     async def execute(self, caller: Caller, request: Request) -> Answer:
         """Do ``request`` on the leader. Raises what the authority raised; NoLeader if none was found in time."""
+        if isinstance(request, ReadIndex):
+            return await self._join_round(request)
         if not caller.request_id:
             caller = replace(caller, request_id=self._entropy.bytes(_REQUEST_ID_BYTES).hex())
+        return await self._held_execute(caller, request, self._clock.monotonic() + self._hold_timeout)
+
+    async def _join_round(self, request: ReadIndex) -> Answer:
+        """Ask for the index once for all reads that arrive while the question before is under way.
+
+        A round that was sent already is joined by nobody: its answer may be older than the read. The question is the
+        node's own (its answer says nothing that a token would protect), so it carries no caller.
+        """
+        task = self._rounds.get(request.consistent)
+        if task is None:
+            until = self._clock.monotonic() + self._hold_timeout
+            task = asyncio.get_running_loop().create_task(self._round(request, until))
+            task.add_done_callback(_retrieve)
+            self._rounds[request.consistent] = task
+        return await asyncio.shield(task)
+
+    async def _round(self, request: ReadIndex, until: float) -> Answer:
+        async with self._round_locks[request.consistent]:
+            del self._rounds[request.consistent]
+            return await self._held_execute(Caller(source=self._log.leadership.node), request, until)
+
+    async def _held_execute(self, caller: Caller, request: Request, until: float) -> Answer:
         try:
             return await self._once(caller, request)
         except (NotLeader, CommitFailed, CommitUnknown, NotInitialized) as exc:
-            return await self._hold(caller, request, exc)
+            return await self._hold(caller, request, first=exc, until=until)
 
     async def _once(self, caller: Caller, request: Request) -> Answer:
         leadership = self._log.leadership
@@ -116,23 +142,22 @@ class Leader:
             if changed is not None:
                 changed.cancel()
 
-    async def _hold(self, caller: Caller, request: Request, first: Unavailable) -> Answer:
-        """Try again until it works or ``hold_timeout`` is over; within the bounds on held calls."""
+    async def _hold(self, caller: Caller, request: Request, *, first: Unavailable, until: float) -> Answer:
+        """Try again until it works or the time is over; within the bounds on held calls."""
         size = _size(request)
         if self._held >= HELD_MAX or self._held_bytes + size > HELD_BYTES_MAX:
             raise Unavailable("too many calls are waiting for a leader on this node; try again later") from first
         self._held += 1
         self._held_bytes += size
         try:
-            return await self._retry(caller, request, first)
+            return await self._retry(caller, request, first=first, until=until)
         finally:
             self._held -= 1
             self._held_bytes -= size
 
-    async def _retry(self, caller: Caller, request: Request, first: Unavailable) -> Answer:
+    async def _retry(self, caller: Caller, request: Request, *, first: Unavailable, until: float) -> Answer:
         doubt = _doubt(request, first)
         last = first
-        until = self._clock.monotonic() + self._hold_timeout
         backoff = _BACKOFF
         while (left := until - self._clock.monotonic()) > 0:
             await self._pause(min(left, backoff), left)
@@ -155,6 +180,12 @@ class Leader:
             return
         with contextlib.suppress(TimeoutError):
             await within(self._clock, left, self._log.changed(route, route(self._log.state, leadership)))
+
+
+def _retrieve(task: asyncio.Task[Answer]) -> None:
+    """Take note of a failure that every reader may have stopped waiting for."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _doubt(request: Request, error: Unavailable) -> CommitUnknown | None:
