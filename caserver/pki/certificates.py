@@ -95,9 +95,18 @@ def load_certificate(pem: str) -> x509.Certificate:
     if label[1] != "CERTIFICATE":
         raise InvalidConfig("error parsing root fingerprint: first PEM-block should be CERTIFICATE type")
     try:
-        return x509.load_pem_x509_certificate(pem.encode())
-    except (ValueError, x509.InvalidVersion) as exc:
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+        list(certificate.extensions)  # parsed at first use: whoever holds the result need not fear that
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
         raise InvalidConfig("error parsing root cert: asn1: structure error: the block is not a certificate") from exc
+    return certificate
+
+
+def _public_key(certificate: x509.Certificate) -> object:
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return None  # a kind that cryptography does not know either
 
 
 def to_pem(certificate: x509.Certificate) -> str:
@@ -146,7 +155,7 @@ class CertificateFacts:
 def describe(pem: str) -> CertificateFacts:
     """Facts of one certificate; InvalidConfig with Consul's texts if it cannot be read or its key is of another kind."""
     certificate = load_certificate(pem)
-    kind, bits = keys.key_info(certificate.public_key())
+    kind, bits = keys.key_info(_public_key(certificate))
     constraints = extension(certificate, x509.BasicConstraints)
     return CertificateFacts(
         id=keys.colon_hex(hashlib.sha1(certificate.public_bytes(Encoding.DER), usedforsecurity=False).digest()),
@@ -345,16 +354,9 @@ def _root_faults(pem: str, key: PrivateKey | None, *, trust_domain: str, now: da
         certificate = load_certificate(pem)
     except InvalidConfig as refused:
         return [Fault(_ROOT, "no certificate can be read from it", "give one root certificate in PEM", refused.detail)]
-    block = _refuse_surroundings(pem)
-    try:
-        list(certificate.extensions)
-        public_key = certificate.public_key()
-        certificate.subject.rfc4514_string()
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        return [*block, Fault(_ROOT, "its names, key or extensions cannot be parsed")]
     return [
-        *block,
-        *_key_faults(public_key, key),
+        *_surroundings_faults(pem),
+        *_key_faults(_public_key(certificate), key),
         *_signature_faults(certificate),
         *_authority_faults(certificate),
         *_identifier_faults(certificate),
@@ -363,7 +365,7 @@ def _root_faults(pem: str, key: PrivateKey | None, *, trust_domain: str, now: da
     ]
 
 
-def _refuse_surroundings(pem: str) -> list[Fault]:
+def _surroundings_faults(pem: str) -> list[Fault]:
     text = pem.strip()
     count = len(_PEM_LABEL.findall(text))
     if count > 1:

@@ -160,6 +160,7 @@ class Builder:
             "names": (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(URI)]), False),
         }
         self.signing_key: object = self.key
+        self.algorithm: object = hashes.SHA256()
 
     def pem(self) -> str:
         builder = (
@@ -173,7 +174,7 @@ class Builder:
         )
         for value, critical in self.extensions.values():
             builder = builder.add_extension(value, critical)
-        algorithm = None if self.signing_key is ed25519_key() else hashes.SHA256()
+        algorithm = None if self.signing_key is ed25519_key() else self.algorithm
         return certificates.to_pem(builder.sign(self.signing_key, algorithm))  # type: ignore[arg-type]
 
 
@@ -211,6 +212,10 @@ def ed25519_root(builder: Builder) -> None:
 def foreign_curve(builder: Builder) -> None:
     builder.signing_key = ec.derive_private_key(7, ec.SECP256K1())
     builder.public = builder.signing_key.public_key()
+
+
+def broken_extension(builder: Builder) -> None:
+    builder.extensions["constraints"] = (x509.UnrecognizedExtension(x509.BasicConstraints.oid, b"\x05\x00"), True)
 
 
 def usage_without_signing() -> x509.KeyUsage:
@@ -274,6 +279,11 @@ FAULTY: dict[str, tuple[Callable[[Builder], object], str]] = {
     "short": (lambda b: setattr(b, "end", NOW + timedelta(hours=1)), "before a leaf of 259200 seconds"),
     "ed25519": (ed25519_root, "error extracting root key info: unsupported key type\nRootCert: "),
     "foreign curve": (foreign_curve, "curve secp256k1"),
+    "odd hash": (
+        lambda b: setattr(b, "algorithm", hashes.SHA3_256()),
+        "is not signed with SHA-256, SHA-384 or SHA-512",
+    ),
+    "broken extension": (broken_extension, "error parsing root cert: asn1: structure error"),
     "server only": (
         with_extension("eku", x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False),
         "lacks clientAuth or serverAuth",

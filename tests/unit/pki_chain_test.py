@@ -218,6 +218,26 @@ def test_a_root_is_held_to_its_extensions_as_openssl_holds_it(pem: str, reason: 
     assert (done.returncode == 0) == (found is None), done.stderr
 
 
+def test_a_leaf_for_servers_only_does_not_verify():
+    purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    builder = certificates.leaf_builder(mesh.order(), certificates.load_certificate(R0))
+    builder._extensions = [each for each in builder._extensions if not isinstance(each.value, x509.ExtendedKeyUsage)]
+    leaf = certificates.to_pem(
+        builder.add_extension(purposes, critical=False).sign(private_key("ec-256"), hashes.SHA256())
+    )
+
+    assert "may not be used for TLS clients and servers" in str(verify_chain(leaf, [], [R0], NOW))
+
+
+def test_leaves_of_a_root_without_key_identifier_have_none_either():
+    bare = special_root()
+
+    assert certificates.issuer_key_identifier(certificates.load_certificate(bare)) is None
+    for key_name in ("ec-256-b", "ec-384"):
+        template = mesh.order(key_name=key_name)
+        check_leaf(mesh.leaf(bare, "ec-256", template), template, bare)
+
+
 def test_a_path_length_is_obeyed():
     narrow = special_root(constraints=(x509.BasicConstraints(ca=True, path_length=0), True))
     hop = crossed(R1, old=narrow, old_key="ec-256")

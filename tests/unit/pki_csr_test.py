@@ -143,6 +143,11 @@ OTHER = "22222222-2222-3333-4444-555555555555.consul"
         (built(uri(ServiceID(TRUST_DOMAIN, "dc2", "web").uri)), "different datacenter: dc2, we are dc1"),
         (built(uri(ServiceID(TRUST_DOMAIN, "dc1", "web", "team").uri)), "different namespace: team"),
         (built(uri(WEB.uri), more=(x509.BasicConstraints(ca=True, path_length=None),)), "asks for a CA certificate"),
+        (
+            built(uri(WEB.uri), more=(x509.UnrecognizedExtension(x509.BasicConstraints.oid, b"\x05\x00"),)),
+            "cannot be read",
+        ),
+        (built(uri(WEB.uri), algorithm=hashes.SHA3_256()), "not signed with SHA-256, SHA-384 or SHA-512"),
         (built(uri(WEB.uri), key=private_key("ec-224")), "its curve is secp224r1"),
         (built(uri(WEB.uri), key=ec.derive_private_key(7, ec.SECP256K1())), "its curve is secp256k1"),
         (built(uri(WEB.uri), key=ed25519_key()), "unsupported key type"),
