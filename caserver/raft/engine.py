@@ -505,6 +505,7 @@ class Engine:
             leader=core.leader() if known else None,
             term=core.term(),
             is_leader=leads and core.applied_index() >= (core.noop_index() or 0),
+            is_voter=self._marker.initialised,
             last_contact=silence,
             clock_offset=self._clock_offset(),
             peers=peers,

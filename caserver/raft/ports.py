@@ -75,6 +75,7 @@ class Leadership:
     leader: str | None
     term: int
     is_leader: bool  # leads, and has applied the no-op of its term
+    is_voter: bool = True  # False: new, or wiped and not promoted yet
     last_contact: float = field(default=0.0, compare=False)  # seconds since the leader was heard; 0 on the leader
     clock_offset: float = field(default=0.0, compare=False)  # seconds, leader's wall clock against the majority's
     peers: Mapping[str, bool] = field(default_factory=dict, compare=False)  # name -> connected, without this node

@@ -77,6 +77,7 @@ class ReplicatedLog(Generic[Command, State, Result]):
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self._engine: Engine | None = None
         self._network: Network | None = None
+        self._before_change: Callable[[], None] = lambda: None
         self._stopped = False
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
@@ -86,9 +87,12 @@ class ReplicatedLog(Generic[Command, State, Result]):
         self._published: tuple[Any, Leadership] = (machine.state, self._leadership)
         self._watchers: Watchers[State] = Watchers(lambda: (self.state, self.leadership))
 
-    def start(self, engine: Engine, network: Network) -> None:
-        """Begin to drive ``engine``, whose messages ``network`` carries; the first tick is done on return."""
-        self._engine, self._network = engine, network
+    def start(self, engine: Engine, network: Network, *, before_change: Callable[[], None] = lambda: None) -> None:
+        """Begin to drive ``engine``, whose messages ``network`` carries; the first tick is done on return.
+
+        ``before_change`` is called before a changed state is shown to anyone; if it raises, the node fails.
+        """
+        self._engine, self._network, self._before_change = engine, network, before_change
         self._turn()
 
     # -- Log
@@ -212,6 +216,8 @@ class ReplicatedLog(Generic[Command, State, Result]):
     def _publish(self, engine: Engine) -> None:
         state, leadership = self._machine.state, engine.leadership()
         before_state, before = self._published
+        if state is not before_state and not self._guarded(lambda _: self._before_change()):
+            return
         self._leadership = leadership
         self._published = (state, leadership)
         if leadership != before:
@@ -233,7 +239,7 @@ class ReplicatedLog(Generic[Command, State, Result]):
                 self._guarded(lambda each: each.snapshot_stored(making))
                 _log.info("snapshot_written", index=making.index, bytes=making.size)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the node must stop and say so
-            self._fail(exc)
+            self.fail(exc)
         finally:
             self._compaction = None
 
@@ -244,11 +250,16 @@ class ReplicatedLog(Generic[Command, State, Result]):
         try:
             act(self._engine)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the node must stop and say so
-            self._fail(exc)
+            self.fail(exc)
             return False
         return True
 
-    def _fail(self, exc: Exception) -> None:
+    def disk_failed(self, exc: OSError) -> None:
+        """The journal could not be written: say so at once, whatever the engine was doing."""
+        self.fail(exc)
+
+    def fail(self, exc: Exception) -> None:
+        """Stop for good; ``failed`` carries the reason."""
         if self._stopped:
             return
         _log.critical("raft_failed", error=str(exc), kind=type(exc).__name__)

@@ -14,7 +14,7 @@ from caserver.errors import Corrupt
 from caserver.raft import messages, snapshot_file
 from caserver.raft.disk import MemoryDisk
 from caserver.raft.engine import Engine, Proposal
-from caserver.raft.guard import Timing
+from caserver.raft.guard import Standing, Timing
 from caserver.raft.journal import Journal
 from caserver.raft.ports import Message, Outcome
 
@@ -127,7 +127,8 @@ class Node:
         self.lab, self.name, self.disk = lab, name, disk or MemoryDisk()
         self.machine = lab.make_machine()
         self.outcomes: list[Outcome[Any]] = []
-        self.journal = Journal(self.disk, on_fault=lambda exc: None)
+        self.faults: list[OSError] = []
+        self.journal = Journal(self.disk, on_fault=self.faults.append)
         content = self.disk.read(snapshot_file.SNAPSHOT_FILE)
         snapshot = None if content is None else snapshot_file.decode(content)
         self.journal.heal(None if snapshot is None else (snapshot.previous, snapshot.last))
@@ -155,6 +156,9 @@ class Node:
     @property
     def term(self) -> int:
         return self.engine.leadership().term
+
+    def standing(self) -> Standing:
+        return self.engine.standing
 
     def log(self) -> list[tuple[int, int]]:
         return [(index, term) for _, index, term in self.journal[:]]
@@ -304,3 +308,10 @@ class Lab:
 def corrupting(command: str) -> None:
     if command == "poison":
         raise Corrupt("cannot read this")
+
+
+def committed(lab: Lab, leader: str, count: int, *, prefix: str = "k") -> None:
+    for number in range(count):
+        lab[leader].propose(f"{prefix}{number}")
+        lab.settle()
+    lab.run(0.1)

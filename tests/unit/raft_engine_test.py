@@ -1,0 +1,215 @@
+"""Elections, founding, outcomes and limits of engines whose time and messages are moved by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from caserver.errors import Corrupt
+from caserver.raft.engine import COMMAND_BYTES_MAX, QUEUE_MAX, Proposal
+from caserver.raft.guard import Standing
+from caserver.raft.ports import Committed, NotCommitted
+from tests.testkit.raftlab import TIMING, Lab, Register, corrupting
+
+# -- elections and founding
+
+
+def test_a_single_node_leads_at_its_first_tick():
+    lab = Lab("A", founded=False)
+    lab["A"].engine.tick()
+    assert lab["A"].leads
+    assert lab["A"].engine.standing is Standing.MEMBER
+
+
+def test_a_new_cluster_elects_nobody_before_every_listed_node_has_reported_empty():
+    lab = Lab("ABC", founded=False)
+    lab.link("A", "B")
+    lab.run(5, step=0.05)
+    assert [node.engine.standing for node in lab.nodes.values()] == [Standing.EMPTY] * 3
+    lab.link("A", "C")
+    lab.link("B", "C")
+    leader = lab.await_leader()
+    leader.propose("x")
+    lab.run(0.2)
+    assert [node.engine.standing for node in lab.nodes.values()] == [Standing.MEMBER] * 3
+    assert [node.machine.state for node in lab.nodes.values()] == [("x",)] * 3
+
+
+def test_a_founding_node_that_restarts_is_still_counted():
+    lab = Lab("ABC")
+    disk = lab.crash("C")
+    lab.start("C", disk)
+    assert lab["C"].standing() is Standing.FOUNDING
+    lab.run(2)
+    assert len(lab.leaders()) == 1
+
+
+def test_an_isolated_leader_stops_believing_in_itself_within_the_longest_timeout():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.cut("A")
+    lab["A"].propose("lost?")
+    lab.run(TIMING.timeout_max + 2 * TIMING.heartbeat)
+    assert not lab["A"].engine._core.is_leader()
+    assert lab["A"].outcomes == []  # nobody can know yet
+
+
+def test_the_proposal_of_an_isolated_leader_is_known_not_committed_once_another_entry_took_its_place():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.cut("A")
+    lab["A"].propose("lost")
+    lab.run(3)
+    new = next(name for name in lab.leaders() if name != "A")
+    lab[new].propose("kept")
+    lab.run(0.1)
+    lab.mend()
+    lab.run(2)
+    assert [type(each) for each in lab["A"].outcomes] == [NotCommitted]
+    assert {node.machine.state for node in lab.nodes.values()} == {("kept",)}
+
+
+def test_the_loss_of_the_link_to_the_leader_makes_an_election_quick():
+    lab = Lab("ABC")
+    leader = lab.await_leader()
+    lab.run(0.3)
+    lab.crash(leader.name)
+    before = lab.clock.elapsed
+    lab.await_leader()
+    assert lab.clock.elapsed - before < TIMING.timeout_min
+
+
+def test_leadership_is_handed_over_at_once_and_no_proposal_is_taken_meanwhile():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.run(0.2)
+    assert lab["A"].engine.hand_over("C")
+    lab["A"].propose("late")
+    assert isinstance(lab["A"].outcomes[0], NotCommitted)
+    lab.settle()
+    assert lab.leaders() == ["C"]
+    lab["C"].propose("x")
+    lab.settle()
+    assert lab["C"].outcomes == [Committed(1)]
+
+
+def test_the_term_never_has_two_leaders_over_many_elections_with_lossy_links():
+    lab = Lab("ABC")
+    leaders: dict[int, set[str]] = {}
+    for number in range(40):
+        lab.mend()
+        lab.cut("ABC"[number % 3])
+        for _ in range(10):
+            lab.run(0.1, step=0.05)
+            for name, node in lab.nodes.items():
+                if node.engine._core.is_leader():
+                    leaders.setdefault(node.term, set()).add(name)
+    assert len(leaders) > 3
+    assert all(len(each) == 1 for each in leaders.values())
+
+
+# -- outcomes and limits
+
+
+def test_a_follower_refuses_a_proposal_at_once():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab["B"].propose("x")
+    assert isinstance(lab["B"].outcomes[0], NotCommitted)
+
+
+def test_a_command_over_the_size_limit_is_refused_and_one_at_the_limit_is_not():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab["A"].propose("x" * (COMMAND_BYTES_MAX + 1), "y" * COMMAND_BYTES_MAX)
+    lab.settle()
+    assert isinstance(lab["A"].outcomes[0], NotCommitted)
+    assert lab["A"].outcomes[1] == Committed(1)
+
+
+def test_the_queue_is_bounded():
+    lab = Lab("A")
+    lab["A"].engine.tick()
+    outcomes: list[object] = []
+    for _ in range(QUEUE_MAX + 1):
+        lab["A"].engine.propose(Proposal(b"x", outcomes.append))
+    assert [type(each) for each in outcomes] == [NotCommitted]
+    lab["A"].engine.tick()
+    assert len(outcomes) == QUEUE_MAX + 1
+
+
+def test_a_withdrawn_proposal_is_never_appended():
+    lab = Lab("A")
+    lab["A"].engine.tick()
+    proposal = Proposal(b"x", lab["A"].outcomes.append)
+    lab["A"].engine.propose(proposal)
+    proposal.withdrawn = True
+    lab["A"].engine.tick()
+    assert lab["A"].machine.state == ()
+
+
+def test_many_proposals_share_one_flush():
+    lab = Lab("A")
+    lab["A"].engine.tick()
+    flushes: list[str] = []
+    lab["A"].disk._before_change = lambda operation, _: flushes.append(operation)
+    lab["A"].propose(*[f"k{number}" for number in range(100)])
+    assert len(lab["A"].outcomes) == 100
+    assert flushes.count("datasync") == 1
+
+
+def test_a_commit_survives_the_power_loss_of_all_nodes():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab["A"].propose("x")
+    for _ in range(3):
+        lab["A"].engine.tick()
+        lab.deliver("A", "B")
+        lab["B"].engine.tick()
+        lab.deliver("B", "A")
+        lab["A"].engine.tick()
+    assert lab["A"].outcomes == [Committed(1)]
+    disks = {name: lab.crash(name, power_loss=True) for name in "ABC"}
+    for name, disk in disks.items():
+        lab.start(name, disk)
+    lab.await_leader()
+    lab.run(0.3)
+    assert {node.machine.state for node in lab.nodes.values()} == {("x",)}
+
+
+# -- applying
+
+
+def test_a_command_that_cannot_be_read_stops_the_node():
+    lab = Lab("A", machine=lambda: Register(fail=corrupting))
+    lab["A"].engine.tick()
+    with pytest.raises(Corrupt, match="cannot read this"):
+        lab["A"].propose("poison")
+
+
+def test_a_defect_in_apply_stops_the_node_naming_the_entry():
+    def broken(command: str) -> None:
+        raise KeyError(command)
+
+    lab = Lab("A", machine=lambda: Register(fail=broken))
+    lab["A"].engine.tick()
+    with pytest.raises(Corrupt, match="applying entry 3 failed: KeyError"):
+        lab["A"].propose("x")
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, OSError])
+def test_what_the_machine_lacks_is_never_taken_for_a_result(error: type[Exception]):
+    def broken(command: str) -> None:
+        raise error
+
+    lab = Lab("A", machine=lambda: Register(fail=broken))
+    lab["A"].engine.tick()
+    with pytest.raises(error):
+        lab["A"].propose("x")
+
+
+def test_an_entry_of_an_unknown_kind_stops_the_node():
+    lab = Lab("A")
+    lab["A"].engine.tick()
+    lab["A"].engine._core.append(b"\x07x", None)
+    with pytest.raises(Corrupt, match="kind"):
+        lab["A"].engine.tick()

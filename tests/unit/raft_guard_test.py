@@ -1,0 +1,437 @@
+"""The message rules against the defects of the bare package: each scenario fails there, as shown, and holds here."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from pysyncobj.journal import MemoryJournal
+
+from caserver.errors import Corrupt
+from caserver.raft import journal as journal_module
+from caserver.raft.disk import MemoryDisk
+from caserver.raft.guard import Standing
+from caserver.raft.journal import Journal
+from caserver.raft.ports import Committed
+from tests.testkit.raftlab import TIMING, Lab, committed
+from tests.testkit.stockraft import StockCluster
+
+# -- S1: an append_entries that is delivered again must not erase what came after it
+
+
+def test_stock_a_repeated_message_erases_acknowledged_entries():
+    stock = StockCluster("ABC")
+    stock.elect("A", "B")
+    stock.queues[("A", "C")].clear()
+    stock.pump("A", "B")
+    outcomes: list[int] = []
+    for number in range(5):
+        stock.propose("A", f"k{number}" + "v" * 50, outcomes)
+    stock.heartbeat("A")
+    stock.heartbeat("A")
+    first = next(each for each in stock.queues[("A", "B")] if each.get("entries"))
+    stock.pump("A", "B", rounds=10)
+    assert outcomes == [0] * 5
+    before = stock["B"].log()
+    stock.receive("A", "B", first)
+    assert stock["B"].log() != before
+    stock.clear()
+    stock.elect("B", "C")  # A is gone
+    stock.pump("B", "C")
+    assert len(stock["B"].applied) < 5 or len(stock["B"].log()) < len(before)
+
+
+def test_a_repeated_message_erases_nothing_and_no_acknowledged_command_is_lost():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.cut("C")
+    for number in range(5):
+        lab["A"].propose(f"k{number}")
+    saved = [each for each in lab.wire.queues[("A", "B")] if each.get("entries")]
+    lab.exchange("A", "B")
+    assert [type(each) for each in lab["A"].outcomes] == [Committed] * 5
+    before = lab["B"].log()
+    lab["B"].engine.receive("A", saved[0])
+    lab["B"].engine.tick()
+    assert lab["B"].log() == before
+    lab.crash("A")
+    lab.mend()
+    lab.elect("B", "C")
+    lab.run(0.1)
+    assert lab["B"].machine.state == lab["C"].machine.state == ("k0", "k1", "k2", "k3", "k4")
+
+
+# -- S1b: the same on links that keep the order: two heartbeats meet a follower that is behind
+
+
+def test_stock_a_follower_that_catches_up_loses_entries_again():
+    stock = StockCluster("ABC")
+    stock.elect("A", "B")
+    for number in range(6):
+        stock.propose("A", f"k{number}" + "v" * 50, [])
+        for _ in range(3):
+            stock.heartbeat("A")
+            stock.deliver("A", "B")
+            stock.deliver("B", "A")
+            stock.queues[("A", "C")].clear()
+    stock.heartbeat("A")
+    stock.heartbeat("A")
+    stock.deliver("A", "C")
+    lengths = []
+    for _ in range(40):
+        stock.deliver("C", "A", count=1)
+        stock.heartbeat("A")
+        while stock.queues[("A", "C")]:
+            stock.deliver("A", "C", count=1)
+            lengths.append(len(stock["C"].log()))
+    assert lengths != sorted(lengths)
+
+
+def test_a_follower_that_catches_up_never_loses_an_entry_again():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.cut("C")
+    for number in range(6):
+        lab["A"].propose(f"k{number}")
+        lab.exchange("A", "B", rounds=3)
+    lab.mend()
+    for _ in range(2):
+        lab.clock.elapsed += TIMING.heartbeat * 1.5
+        lab["A"].engine.tick()
+    lab.deliver("A", "C")
+    lengths = []
+    for _ in range(40):
+        lab["C"].engine.tick()
+        lab.deliver("C", "A", count=1)
+        lab.clock.elapsed += TIMING.heartbeat * 1.5
+        lab["A"].engine.tick()
+        lab.deliver("A", "B")
+        lab["B"].engine.tick()
+        lab.deliver("B", "A")
+        while lab.wire.queues[("A", "C")]:
+            lab.deliver("A", "C", count=1)
+            lengths.append(len(lab["C"].log()))
+    assert lengths == sorted(lengths)
+    assert lab["C"].log() == lab["A"].log()
+
+
+# -- S2: an answer counts only in the term in which it was given
+
+
+def test_stock_an_answer_of_an_old_term_commits_an_entry_that_a_minority_holds():
+    stock = StockCluster("ABCDE")
+    stock.elect("A", "BC")
+    stock.clear()
+    stock.pump("A", "B")
+    stock.clear()
+    for number in range(6):
+        stock.propose("A", f"old{number}", [])
+    stock.heartbeat("A")
+    stock.heartbeat("A")
+    stock.deliver("A", "B")
+    late = [each for each in stock.queues[("B", "A")] if each["success"]]
+    stock.clear()
+    stock.elect("C", "DE")
+    stock.pump("C", "D", rounds=4)
+    stock.pump("C", "A")
+    stock.clear()
+    stock.pump("C", "E", rounds=4)
+    stock.clear()
+    stock.elect("A", "DE")
+    stock.clear()
+    outcomes: list[int] = []
+    stock.propose("A", "new", outcomes)
+    stock.heartbeat("A")
+    stock.pump("A", "D")
+    assert outcomes == []
+    for message in late:
+        stock.receive("B", "A", message)
+    stock.heartbeat("A")
+    entry = stock["A"].log()[-1]
+    assert outcomes == [0]
+    assert [name for name in "ABCDE" if entry in stock[name].log()] == ["A", "D"]
+
+
+def test_an_answer_of_an_old_term_counts_for_nothing():
+    lab = Lab("ABCDE")
+    lab.elect("A")
+    lab.run(0.1)
+    lab.cut("C", "D", "E")
+    lab["A"].propose(*[f"old{number}" for number in range(6)])
+    lab.deliver("A", "B")
+    lab["B"].engine.tick()
+    late = [each for each in lab.wire.queues[("B", "A")] if each.get("success")]
+    assert late
+    lab.mend()
+    lab.cut("A", "B")
+    lab.clock.elapsed += 2
+    lab.elect("C", "DE")
+    lab.mend()
+    lab.cut("B")
+    lab.run(0.3)
+    assert not lab["A"].leads
+    lab.cut("C")
+    lab.clock.elapsed += 2
+    lab.elect("A", "DE")
+    lab.cut("E")
+    before = len(lab["A"].outcomes)
+    lab["A"].propose("new")
+    lab.exchange("A", "D")
+    for message in late:
+        lab["A"].engine.receive("B", message)
+    lab["A"].engine.tick()
+    assert len(lab["A"].outcomes) == before
+    assert lab["A"].engine.counts["stale_answer"] >= len(late)
+
+
+# -- S3: a commit index that the log does not reach
+
+
+class _ForgetfulJournal(MemoryJournal):  # type: ignore[misc] # pysyncobj carries no types
+    def getRaftCommitIndex(self) -> int:  # noqa: N802
+        return 50
+
+
+def test_stock_a_commit_index_beyond_the_log_acknowledges_without_replication():
+    stock = StockCluster("ABC", journal=_ForgetfulJournal)
+    stock.elect("A", "B")
+    stock.clear()
+    outcomes: list[int] = []
+    stock.propose("A", "x", outcomes)
+    stock["A"].doTick(0)
+    stock["A"].doTick(0)
+    assert outcomes == [0]
+
+
+def test_a_commit_index_beyond_the_log_refuses_to_start():
+    disk = MemoryDisk()
+    Journal(disk, on_fault=print)
+    content = disk.read(journal_module.JOURNAL_FILE)
+    assert content is not None
+    disk.append(journal_module.JOURNAL_FILE, journal_module._encode(b"I", struct.pack("<Q", 50), durable=len(content)))
+    disk.append(
+        journal_module.JOURNAL_FILE,
+        journal_module._encode(b"E", struct.pack("<QQ", 1, 0) + b"\x01", durable=len(content)),
+    )
+    with pytest.raises(Corrupt, match="entry 50 is committed"):
+        Journal(disk, on_fault=print)
+
+
+# -- S4: one vote counts once
+
+
+def test_stock_one_vote_delivered_twice_elects_a_leader_of_five():
+    stock = StockCluster("ABCDE")
+    stock.campaign("A")
+    stock.deliver("A", "B")
+    vote = stock.queues[("B", "A")].popleft()
+    stock.receive("B", "A", vote)
+    stock.receive("B", "A", vote)
+    assert stock["A"]._isLeader()
+
+
+def test_one_vote_delivered_twice_is_one_vote():
+    lab = Lab("ABCDE")
+    a = lab["A"].engine
+    vote = None
+    for _ in range(100):  # until A campaigns, with pre-votes of all
+        lab.clock.elapsed += 0.05
+        a.tick()
+        for name in "BCDE":
+            kept = [each for each in lab.wire.queues[("A", name)] if each["type"] != "request_vote" or name == "B"]
+            lab.wire.queues[("A", name)].clear()
+            for message in kept:
+                lab[name].engine.receive("A", message)
+                lab[name].engine.tick()
+            for message in lab.wire.queues[(name, "A")]:
+                vote = message if message["type"] == "response_vote" else vote
+                if message["type"] != "response_vote":
+                    a.receive(name, message)
+            lab.wire.queues[(name, "A")].clear()
+        if vote is not None:
+            break
+    assert vote is not None
+    for _ in range(3):
+        a.receive("B", vote)
+        a.tick()
+    assert not a.leadership().is_leader
+    assert a.counts["vote_again"] == 2
+
+
+# -- S5: a leader of an old term is told
+
+
+def test_stock_a_leader_of_an_old_term_is_never_told():
+    stock = StockCluster("ABC")
+    stock.elect("A", "B")
+    stock.clear()
+    stock.campaign("C")
+    stock.clear()
+    stock.elect("C", "B")
+    stock.clear()
+    stock.heartbeat("A")
+    stock.deliver("A", "B")
+    stock.deliver("A", "C")
+    assert stock["A"]._isLeader()
+    assert not stock.queues[("B", "A")]
+    assert not stock.queues[("C", "A")]
+
+
+def test_a_leader_of_an_old_term_is_told_and_steps_down():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.cut("A")
+    lab.clock.elapsed += TIMING.timeout_max
+    lab.elect("C", "B")
+    lab.mend()
+    assert lab["A"].engine._core.is_leader()
+    lab["A"].engine._core.send_now()
+    lab.deliver("A", "B")
+    lab.deliver("B", "A")
+    assert not lab["A"].engine._core.is_leader()
+    assert lab["A"].term == lab["C"].term
+
+
+# -- S6: one node that misses a timeout must not depose a healthy leader
+
+
+def test_stock_a_follower_that_misses_one_timeout_deposes_the_leader():
+    stock = StockCluster("ABC")
+    stock.elect("A", "B")
+    stock.pump("A", "B", rounds=3)
+    stock.pump("A", "C", rounds=3)
+    stock.campaign("C")
+    stock.deliver("C", "A")
+    assert not stock["A"]._isLeader()
+
+
+def test_a_follower_that_misses_one_timeout_changes_nothing():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.run(0.3)
+    term = lab["A"].term
+    lab["C"].engine._timer.deadline = 0
+    lab.settle()
+    lab.run(0.3)
+    assert lab["A"].leads
+    assert {node.term for node in lab.nodes.values()} == {term}
+
+
+def test_an_isolated_follower_comes_back_without_raising_the_term():
+    lab = Lab("ABC")
+    leader = lab.await_leader()
+    term = leader.term
+    other = next(name for name in lab.names if name != leader.name)
+    lab.cut(other)
+    lab.run(5, step=0.05)
+    lab.mend()
+    lab.run(1)
+    assert lab.leaders() == [leader.name]
+    assert lab[other].term == term
+
+
+# -- ReadIndex
+
+
+def test_a_barrier_is_proven_by_a_majority_and_shared_by_all_who_wait():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.run(0.1)
+    answers: list[str | None] = []
+    for _ in range(5):
+        lab["A"].engine.barrier(answers.append)
+    lab["A"].engine.tick()
+    assert [each["type"] for each in lab.wire.queues[("A", "B")]].count("ri") == 1
+    assert answers == []
+    lab.deliver("A", "B")
+    lab["B"].engine.tick()
+    lab.deliver("B", "A")
+    assert answers == [None] * 5
+
+
+def test_a_barrier_on_an_isolated_leader_is_never_proven():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.cut("A")
+    answers: list[str | None] = []
+    lab["A"].engine.barrier(answers.append)
+    lab.run(0.3)
+    assert answers == []
+    lab.run(3)
+    assert len(answers) == 1
+    assert answers[0]
+
+
+def test_a_barrier_on_a_follower_is_refused():
+    lab = Lab("ABC")
+    lab.elect("A")
+    answers: list[str | None] = []
+    lab["B"].engine.barrier(answers.append)
+    lab["B"].engine.tick()
+    assert answers
+    assert "does not lead" in str(answers[0])
+
+
+# -- wiped nodes
+
+
+def _with_wiped_node(lab: Lab, *, rejoin: bool) -> None:
+    lab.elect("A")
+    lab["A"].propose("x")
+    lab.run(0.2)
+    lab.crash("C")
+    lab.start("C", rejoin=rejoin)
+
+
+def test_a_wiped_node_stops_when_it_hears_that_it_was_a_member():
+    lab = Lab("ABC")
+    _with_wiped_node(lab, rejoin=False)
+    with pytest.raises(Corrupt, match="-rejoin"):
+        lab.settle()
+
+
+def test_a_wiped_node_neither_votes_nor_helps_to_commit():
+    lab = Lab("ABC")
+    _with_wiped_node(lab, rejoin=True)
+    lab.cut("B")
+    lab["A"].propose("alone")
+    for _ in range(4):
+        lab.clock.elapsed += 0.05
+        lab.settle()
+    assert lab["C"].standing() is Standing.LEARNER
+    assert lab["C"].log() == lab["A"].log()  # it learns
+    assert len(lab["A"].outcomes) == 1  # and counts for nothing
+    answers: list[str | None] = []
+    lab["A"].engine.barrier(answers.append)
+    lab.settle()
+    assert answers == []
+    lab.run(3)
+    assert lab.leaders() == []  # A has lost its majority and C gives no vote
+
+
+def test_a_wiped_node_is_promoted_once_it_has_caught_up_and_then_counts():
+    lab = Lab("ABC", snapshot_every=20)
+    lab.elect("A")
+    committed(lab, "A", 30)
+    lab["A"].compact()
+    _with_wiped_node(lab, rejoin=True)
+    lab.run(TIMING.timeout_max / 2)
+    assert lab["C"].standing() is Standing.LEARNER
+    lab.run(2)
+    assert lab["C"].standing() is Standing.MEMBER
+    lab.crash("B")
+    lab["A"].propose("with C")
+    lab.run(0.2)
+    assert lab["A"].outcomes[-1] == Committed(32)
+
+
+def test_a_node_wiped_twice_is_not_promoted_by_the_old_promotion():
+    lab = Lab("ABC")
+    _with_wiped_node(lab, rejoin=True)
+    lab.run(2)
+    assert lab["C"].standing() is Standing.MEMBER
+    lab.crash("C")
+    lab.start("C", rejoin=True)
+    lab.run(TIMING.timeout_max / 2)
+    assert lab["C"].machine.state == lab["A"].machine.state
+    assert lab["C"].standing() is Standing.LEARNER
