@@ -183,6 +183,7 @@ class FakeLog:
         self._open = asyncio.Event()
         self._held: tuple[type, ...] = ()
         self.clock_offset = 0.0
+        self.unproven = False  # whether barriers fail: a leader without a quorum
 
     def elsewhere(self, node: str, *, tripwire: Tripwire | None = None) -> FakeLog:
         """The view of another node, a follower for now."""
@@ -232,7 +233,7 @@ class FakeLog:
     async def barrier(self, *, deadline: float = 5.0) -> None:
         self.tripwire.step("barrier")
         await asyncio.sleep(0)
-        if not self.leadership.is_leader:
+        if self.unproven or not self.leadership.is_leader:
             raise NotLeader("this node does not lead")
 
     async def changed(self, select: Callable[[CAState, Leadership], T], seen: T) -> T:

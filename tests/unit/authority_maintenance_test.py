@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from structlog.testing import capture_logs
+
+from caserver.errors import ProviderUnavailable
+from caserver.state.commands import ProviderRetired, PruneRoots
+from tests.testkit.fakes import settle
+from tests.testkit.nodes import (
+    DAY,
+    Node,
+    bootstrap_configuration,
+    build_node,
+    leading_node,
+    operator_root,
+    running,
+    why_not,
+)
+
+UNLIMITED = {"CSRMaxPerSecond": 0}
+HOUR = 3600
+
+
+def listed(node: Node) -> set[str]:
+    return {root.id for root in node.state.roots}
+
+
+def owed(node: Node) -> int:
+    return len(node.state.retiring)
+
+
+async def test_the_former_provider_is_retired_ten_seconds_after_the_rotation() -> None:
+    async with leading_node() as node:
+        await node.configure({**operator_root("ec-256"), **UNLIMITED})
+        await node.clock.advance(9)
+        assert owed(node) == 1
+        await node.clock.advance(2)
+        assert owed(node) == 0
+        assert node.control.calls.count("retire") == 1
+
+
+async def test_retiring_is_tried_again_until_it_works_also_by_a_later_leader() -> None:
+    async with leading_node() as node:
+        await node.configure({**operator_root("ec-256"), **UNLIMITED})
+        node.control.failures["retire"] = ProviderUnavailable("asleep")
+        await node.clock.advance(60)
+        assert owed(node) == 1
+        assert node.control.calls.count("retire") > 1
+        assert await node.sign("web")
+        second = build_node(node.log.elsewhere("n2"), clock=node.clock, seed=2)
+        async with running(second):
+            second.log.become_leader()
+            await settle()
+            assert owed(second) == 0
+
+
+async def test_a_root_that_is_active_again_is_not_retired() -> None:
+    async with leading_node(bootstrap_configuration(**operator_root("ec-256"))) as node:
+        await node.configure({**operator_root("ec-384"), **UNLIMITED})
+        await node.configure({**operator_root("ec-256"), **UNLIMITED})
+        await node.clock.advance(30)
+        assert owed(node) == 0
+        assert node.control.calls.count("retire") == 1
+
+
+async def test_an_old_root_is_pruned_two_leaf_lives_after_it_was_rotated_out() -> None:
+    async with leading_node(bootstrap_configuration(leaf_cert_ttl="24h")) as node:
+        first = node.state.active_root
+        assert first is not None
+        await node.sign("web")
+        await node.configure({**operator_root("ec-256", days=3650), "LeafCertTTL": "24h", **UNLIMITED})
+        with capture_logs() as logs:
+            await node.clock.advance(2 * 24 * HOUR - 10)
+            assert first.id in listed(node)
+            await node.clock.advance(HOUR)
+        assert first.id not in listed(node)
+        assert [entry["id"] for entry in logs if entry["event"] == "pruning old unused root CA"] == [first.id]
+        assert len(node.log.applied(PruneRoots)) == 1
+        (leaf,) = await node.sign("web")
+        active = node.state.active_root
+        assert active is not None
+        assert why_not(leaf, active.pem, node.clock.now()) is None
+
+
+async def test_an_old_root_stays_as_long_as_a_leaf_of_it_lives() -> None:
+    async with leading_node(bootstrap_configuration(leaf_cert_ttl="720h")) as node:
+        (leaf,) = await node.sign("web")
+        await node.configure({"LeafCertTTL": "1h", **UNLIMITED})
+        await node.configure({**operator_root("ec-256"), "LeafCertTTL": "1h", **UNLIMITED})
+        await node.clock.advance(10 * DAY)
+        assert leaf.root_id in listed(node)
+        await node.clock.advance(60 * DAY)
+        assert leaf.root_id not in listed(node)
+
+
+async def test_the_key_of_a_pruned_root_is_gone_with_it() -> None:
+    async with leading_node(bootstrap_configuration(leaf_cert_ttl="1h")) as node:
+        first = node.state.active_root
+        assert first is not None
+        sealed = first.sealed_key
+        await node.configure({**operator_root("ec-256"), "LeafCertTTL": "1h", **UNLIMITED})
+        await node.clock.advance(4 * HOUR)
+        assert listed(node) != {first.id}
+        assert repr(sealed) not in repr(node.state)
+
+
+async def test_expired_leaves_and_old_request_ids_are_forgotten() -> None:
+    async with leading_node(bootstrap_configuration(leaf_cert_ttl="1h")) as node:
+        await node.sign("web", "db")
+        await node.configure({"LeafCertTTL": "2h", **UNLIMITED}, request_id="a1")
+        assert node.state.ledger.row_count == 2
+        assert "a1" in node.state.requests
+        await node.clock.advance(3 * HOUR)
+        assert node.state.ledger.row_count == 0
+        assert "a1" not in node.state.requests
+
+
+async def test_a_follower_maintains_nothing() -> None:
+    async with leading_node() as node:
+        follower = build_node(node.log.elsewhere("n2"), clock=node.clock, seed=2)
+        async with running(follower):
+            await node.configure({**operator_root("ec-256"), **UNLIMITED})
+            await node.clock.advance(60)
+            assert follower.control.calls == []
+            assert len(node.log.applied(ProviderRetired)) == 1
+
+
+async def test_an_idle_ca_writes_nothing() -> None:
+    async with leading_node() as node:
+        await node.clock.advance(2 * HOUR)
+        entries = len(node.log.entries)
+        await node.clock.advance(3 * DAY)
+        assert len(node.log.entries) == entries
