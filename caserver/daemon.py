@@ -109,7 +109,7 @@ class _Agent:
         workers = ThreadWorkers(WORKERS)
         stack.callback(workers.close)
         identity = NodeIdentity(keyring, config.node_name, config.peers)
-        raft = await self._start_log(stack, identity, keyring)
+        raft = await self._start_log(stack, keyring)
         authority = Authority(
             raft,
             providers=Providers({"consul": builtin_factory(self._clock, self._entropy, workers)}),
@@ -149,9 +149,7 @@ class _Agent:
         await self._start_api(stack, raft, leader=leader, leaf_cache=leaf_cache, authority=authority)
         return raft
 
-    async def _start_log(
-        self, stack: AsyncExitStack, identity: NodeIdentity, keyring: Keyring
-    ) -> RaftThread[Command, CAState, Result]:
+    async def _start_log(self, stack: AsyncExitStack, keyring: Keyring) -> RaftThread[Command, CAState, Result]:
         config = self._config
         settings = RaftSettings(
             node=config.node_name,
@@ -162,7 +160,12 @@ class _Agent:
             rejoin=config.rejoin,
         )
         raft: RaftThread[Command, CAState, Result] = RaftThread(
-            settings, machine=CAStateMachine(), identity=identity, clock=self._clock, entropy=self._entropy
+            settings,
+            CAStateMachine(),
+            keyring=keyring,
+            clock=self._clock,
+            entropy=self._entropy,
+            cluster_id=lambda state: state.cluster_id,
         )
         await raft.start()
         stack.push_async_callback(raft.stop)
