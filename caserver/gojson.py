@@ -14,7 +14,7 @@ _SPACE = b" \t\r\n"
 _LITERALS = {ord("t"): b"true", ord("f"): b"false", ord("n"): b"null"}
 _STRING_BODY = re.compile(rb"[^\"\\\x00-\x1f]*")
 _ESCAPES = b'bfnrt\\/"'
-_INTEGER_DIGITS = 19  # more do not fit 64 bits
+_INTEGER_DIGITS = 20  # more do not fit 64 bits
 _EXACT_FLOAT = 1e21  # Go prints whole floats below this without an exponent
 
 

@@ -191,60 +191,59 @@ def fitting(draw: st.DrawFn, state: CAState) -> Command:
     active = state.active_root.id if state.active_root else RootID("")
     places = sorted(sealed_values(state))
     hours = sorted(state.ledger.hours) or [0]
-    return draw(
-        st.one_of(
-            st.builds(Bootstrap, st.just(at), st.just(CLUSTER_ID), configurations, seals),
-            st.builds(
-                BeginChange, st.just(request_id), st.just(at), st.just(index), st.just(state.ca_epoch), configurations
-            ),
-            st.builds(
-                ActivateRoot,
-                st.just(change_id),
-                st.just(at),
-                st.just(state.ca_epoch),
-                st.sampled_from(ROOT_IDS).map(new_root),
-                st.one_of(st.none(), st.just(at + 10)),
-            ),
-            st.builds(
-                SetConfiguration,
-                st.just(request_id),
-                st.just(at),
-                st.just(index),
-                st.just(state.ca_epoch),
-                configurations,
-            ),
-            st.builds(
-                SetIntermediate,
-                st.just(request_id),
-                st.just(at),
-                st.just(state.ca_epoch),
-                st.just(active),
-                tuples(texts),
-                texts,
-            ),
-            st.builds(AbortChange, st.just(change_id), st.just(at), texts),
-            st.builds(ProviderRetired, st.just(at), st.sampled_from([*listed, active])),
-            st.builds(
-                PruneRoots,
-                st.just(at),
-                st.just(state.ca_epoch),
-                st.lists(st.sampled_from([*listed, active]), max_size=2).map(tuple),
-            ),
-            st.builds(IssueLeaves, st.just(at), st.just(active), st.just(state.ca_epoch), tuples(sound_orders, 5)),
-            st.builds(
-                RecordSerials,
-                st.just(at),
-                tuples(st.tuples(st.sampled_from(hours), st.integers(0, 6), st.integers(1, 9))),
-            ),
-            st.builds(ExpireLeaves, st.just(at)),
-            st.builds(
-                Reseal,
-                st.just(at),
-                st.just(state.roots_index),
-                tuples(st.tuples(st.sampled_from([*places, "hmac"]), seals)),
-            ),
-        )
+    chosen: st.SearchStrategy[Command] = st.one_of(
+        st.builds(Bootstrap, st.just(at), st.just(CLUSTER_ID), configurations, seals),
+        st.builds(
+            BeginChange, st.just(request_id), st.just(at), st.just(index), st.just(state.ca_epoch), configurations
+        ),
+        st.builds(
+            ActivateRoot,
+            st.just(change_id),
+            st.just(at),
+            st.just(state.ca_epoch),
+            st.sampled_from(ROOT_IDS).map(new_root),
+            st.one_of(st.none(), st.just(at + 10)),
+        ),
+        st.builds(
+            SetConfiguration,
+            st.just(request_id),
+            st.just(at),
+            st.just(index),
+            st.just(state.ca_epoch),
+            configurations,
+        ),
+        st.builds(
+            SetIntermediate,
+            st.just(request_id),
+            st.just(at),
+            st.just(state.ca_epoch),
+            st.just(active),
+            tuples(texts),
+            texts,
+        ),
+        st.builds(AbortChange, st.just(change_id), st.just(at), texts),
+        st.builds(ProviderRetired, st.just(at), st.sampled_from([*listed, active])),
+        st.builds(
+            PruneRoots,
+            st.just(at),
+            st.just(state.ca_epoch),
+            st.lists(st.sampled_from([*listed, active]), max_size=2).map(tuple),
+        ),
+        st.builds(IssueLeaves, st.just(at), st.just(active), st.just(state.ca_epoch), tuples(sound_orders, 5)),
+        st.builds(
+            RecordSerials,
+            st.just(at),
+            tuples(st.tuples(st.sampled_from(hours), st.integers(0, 6), st.integers(1, 9))),
+        ),
+        st.builds(ExpireLeaves, st.just(at)),
+        st.builds(
+            Reseal,
+            st.just(at),
+            st.just(state.roots_index),
+            tuples(st.tuples(st.sampled_from([*places, "hmac"]), seals)),
+        ),
     )
+    return draw(chosen)
 
 
 def check_invariants(state: CAState) -> None:
@@ -281,7 +280,7 @@ def check_bookkeeping(state: CAState, root: CARoot) -> None:
 
 
 def _count_secrets(state: CAState) -> int:
-    holders = [each.configuration for each in (*state.retiring, *state.history)]
+    holders = [each.configuration for each in state.retiring] + [each.configuration for each in state.history]
     holders += [state.configuration.stored] if state.configuration else []
     holders += [state.change.configuration] if state.change else []
     own = sum(root.sealed_key is not None for root in state.roots) + (state.sealed_hmac_key is not None)
