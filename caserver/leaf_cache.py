@@ -216,10 +216,10 @@ class LeafCache:
         return await asyncio.shield(entry.flight)
 
     async def _issue(self, entry: _Entry) -> _Held:
-        before = entry.held
+        before, asked_in = entry.held, self._log.state.ca_epoch
         try:
             held = await self._sign(entry)
-            self._store(entry, held)
+            self._store(entry, held, asked_in)
             return held
         finally:
             entry.flight = None
@@ -251,11 +251,11 @@ class LeafCache:
             raise NotInitialized("this cluster has no trust domain yet")
         return known
 
-    def _store(self, entry: _Entry, held: _Held) -> None:
+    def _store(self, entry: _Entry, held: _Held, asked_in: int) -> None:
         entry.held = held
         leaf = held.leaf
         self._schedule(entry, float(renew_at(leaf.not_before, leaf.not_after, self._entropy.uniform(0.0, 1.0))))
-        if not self._current(held):
+        if self._log.state.ca_epoch != asked_in and not self._current(held):
             self._move(entry, self._window())  # signed just before a change that is known here by now
         renewed, entry.renewed = entry.renewed, asyncio.Event()
         renewed.set()
