@@ -120,7 +120,7 @@ class Keyring:
         nonce = value[_KEY_ID_BYTES : _KEY_ID_BYTES + _NONCE_BYTES]
         try:
             return held.cipher.decrypt(nonce, value[_KEY_ID_BYTES + _NONCE_BYTES :], purpose.encode())
-        except InvalidTag as exc:
+        except (InvalidTag, ValueError) as exc:  # ValueError: cut short within the nonce
             raise Corrupt(
                 f"a stored secret ({purpose}) does not open: it was altered or sealed for another use"
             ) from exc
