@@ -114,7 +114,7 @@ def _roots(parsed: Parsed, environ: Mapping[str, str]) -> int:
     elif layout == "pem":
         say("".join(_ended(root["RootCert"]) for root in roots))
     else:
-        say(f"Trust domain: {document.get('TrustDomain', '')}\n")
+        say(f"Trust domain: {document.get('TrustDomain', '')}\n\n")
         say(table(_root_rows(roots, answer)))
     return 0
 

@@ -202,7 +202,7 @@ def test_every_fault_is_reported_at_once_with_its_place(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_does_not_make_its_keys_missing(tmp_path: Path) -> None:
     found = faults('data_dir = "x', {"log_level": "loud"}, at=tmp_path)
 
-    assert [line.split(": ")[0] for line in found] == ["0.hcl:1:15", "1.json"]
+    assert [line.split(": ")[0] for line in found] == ["0.hcl:1:13", "1.json"]
 
 
 @pytest.mark.parametrize(

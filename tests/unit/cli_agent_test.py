@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from caserver.cli import main
+from caserver.internode.keyring import decode_secret
+
+
+def test_keygen_prints_a_new_cluster_secret_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["keygen"], {})
+    main(["keygen"], {})
+
+    first, second = capsys.readouterr().out.splitlines()
+    assert len(decode_secret(first)) == len(base64.b64decode(second)) == 32
+    assert first != second
+
+
+def test_validate_accepts_what_the_agent_would_start_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "n.json"
+    path.write_text(json.dumps({"connect": {"enabled": True}}))
+
+    code = main(["validate", f"-data-dir={tmp_path}", "-server", str(path)], {"CASERVER_NODE_NAME": "n1"})
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (0, "Configuration is valid!\n")
+    assert "Warning: keys of Consul without a meaning here, ignored: server\n" in err
+
+
+def test_validate_reports_every_fault_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "n.hcl"
+    path.write_text('log_level = "loud"\nconnect {\n ca_config { leaf_cert_ttl = "1s" }\n}\n')
+
+    assert main(["validate", str(path)], {}) == 1
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Config validation failed:\n")
+    assert f'    {path}:1: log_level: "loud" is no level' in err
+    assert f"    {path}:3: connect.ca_config.leaf_cert_ttl: " in err
+    assert "    data_dir: missing" in err
+
+
+def test_validate_needs_something_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate"], {}) == 1
+    assert capsys.readouterr().err == "Must specify at least one config file or directory\n"
+
+
+def test_a_flag_beats_the_environment_and_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "n.hcl"
+    path.write_text('data_dir = "/d"\nlog_level = "also loud"')
+
+    code = main(["validate", "-quiet", "-log-level=debug", str(path)], {"CASERVER_LOG_LEVEL": "loud"})
+
+    assert (code, capsys.readouterr().out) == (0, "")
+
+
+def test_consuls_ways_to_join_are_refused_with_the_blocks_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["agent", "-server", "-bootstrap-expect=3", "-retry-join=10.0.0.1", "-retry-join", "10.0.0.2"]
+
+    assert main([*words, f"-data-dir={tmp_path}"], {}) == 1
+
+    err = capsys.readouterr().err
+    assert err.startswith("==> The configuration has faults:\n")
+    assert 'address = "10.0.0.1"' in err
+    assert 'address = "10.0.0.2"' in err
+
+
+def test_an_agent_with_a_faulty_configuration_does_not_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["agent", f"-config-file={tmp_path / 'none.hcl'}"], {}) == 1
+    assert "none.hcl: cannot be read (No such file or directory)" in capsys.readouterr().err

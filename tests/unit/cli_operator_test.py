@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from caserver.cli import main
+from tests.testkit.scripted import scripted_server
+
+SERVERS = [
+    {"ID": "634a6034-b543", "Node": "cli", "Address": "127.0.0.1:18581", "Leader": True, "ProtocolVersion": "3", "Voter": True},
+    {"ID": "x", "Node": "second", "Address": "127.0.0.1:1", "Leader": False, "ProtocolVersion": "3", "Voter": False},
+]  # fmt: skip
+
+
+def test_list_peers_prints_consuls_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server() as server:
+        server.answers(json.dumps({"Servers": SERVERS, "Index": 0}))
+
+        code = main(["operator", "raft", "list-peers", f"-http-addr={server.address}", "-stale"], {})
+
+    assert (code, capsys.readouterr().out) == (
+        0,
+        (
+            "Node    ID             Address          State     Voter  RaftProtocol\n"
+            "cli     634a6034-b543  127.0.0.1:18581  leader    true   3\n"
+            "second  x              127.0.0.1:1      follower  false  3\n"
+        ),
+    )
+    assert server.asked[0].target == "/v1/operator/raft/configuration?stale="
+
+
+def test_list_peers_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server() as server:
+        server.answers(json.dumps({"Servers": SERVERS, "Index": 0}))
+
+        main(["operator", "raft", "list-peers", f"-http-addr={server.address}", "-format=json"], {})
+
+    assert json.loads(capsys.readouterr().out)["Servers"] == SERVERS
+
+
+def test_list_peers_reports_a_refusal_in_consuls_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server() as server:
+        server.answers("No cluster leader", 500)
+
+        code = main(["operator", "raft", "list-peers", f"-http-addr={server.address}"], {})
+
+    assert code == 1
+    assert capsys.readouterr().err == (
+        "Error getting peers: Failed to retrieve raft configuration: Unexpected response code: 500 (No cluster leader)\n"
+    )
