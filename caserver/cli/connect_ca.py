@@ -179,6 +179,7 @@ def _show_leaf(parsed: Parsed, layout: str, document: Any, answer: Answer) -> in
         say(certificate + key)
     else:
         not_after = str(document.get("ValidBefore", ""))
+        count = certificate.count("BEGIN CERTIFICATE")
         rows = [
             ["Service", str(document.get("Service", ""))],
             ["URI", str(document.get("ServiceURI", ""))],
@@ -186,7 +187,7 @@ def _show_leaf(parsed: Parsed, layout: str, document: Any, answer: Answer) -> in
             ["Not Before", str(document.get("ValidAfter", ""))],
             ["Not After", not_after],
             ["Left", left(not_after, server_now(answer.headers))],
-            ["Chain", f"{certificate.count('BEGIN CERTIFICATE')} certificates (-format=pem shows them)"],
+            ["Chain", f"{count} certificate{'' if count == 1 else 's'} (-format=pem shows the chain)"],
         ]
         say(table(rows))
     return 0

@@ -175,6 +175,8 @@ def _text_line(*, colours: bool) -> Processor:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 

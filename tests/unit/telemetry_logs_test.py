@@ -52,11 +52,11 @@ def test_a_line_has_consuls_layout() -> None:
     stream = configured()
 
     structlog.get_logger("connect").info('CA rotated to new root under provider "consul"')
-    structlog.get_logger("agent").warning("slow", seconds=1.5, why="two words", peer="n2")
+    structlog.get_logger("agent").warning("slow", seconds=1.5, why="two words", peer="n2", roots=("a", "b c"))
 
     assert stream.getvalue().splitlines() == [
         '2026-11-23T11:26:04.492Z [INFO]  connect: CA rotated to new root under provider "consul"',
-        '2026-11-23T11:26:04.492Z [WARN]  agent: slow: seconds=1.5 why="two words" peer=n2',
+        '2026-11-23T11:26:04.492Z [WARN]  agent: slow: seconds=1.5 why="two words" peer=n2 roots=[a, "b c"]',
     ]
 
 
