@@ -30,7 +30,7 @@ from tests.testkit.states import (
     stored,
 )
 
-STEPS = settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+STEPS = settings(max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Machines(RuleBasedStateMachine):
@@ -113,7 +113,7 @@ TestMachines = Machines.TestCase
 
 
 @given(states.commands)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_command_makes_apply_raise_on_an_empty_or_a_full_state(command: Command):
     full = rotated(initialized(), ROOT_IDS[1], retire_not_before=NOW)
     for state in (CAState(), full):
