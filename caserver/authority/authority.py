@@ -14,6 +14,7 @@ from typing import assert_never
 
 import structlog
 
+from caserver.authority.clock_guard import ClockGuard
 from caserver.authority.custody import Custody
 from caserver.authority.issuance import Issuance
 from caserver.authority.maintenance import Maintenance
@@ -29,6 +30,7 @@ from caserver.errors import (
     Corrupt,
     NotInitialized,
     NotLeader,
+    Unavailable,
 )
 from caserver.internode.keyring import Keyring
 from caserver.pki.spiffe import cluster_id_from, cluster_id_of_root
@@ -86,7 +88,10 @@ class Authority:
         self._custody = Custody(providers, keyring)
         self._issuance = Issuance(log, custody=self._custody, clock=clock, entropy=entropy, datacenter=datacenter)
         self._rotation = Rotation(log, custody=self._custody, clock=clock, entropy=entropy, workers=workers)
-        self._maintenance = Maintenance(log, custody=self._custody, rotation=self._rotation, clock=clock)
+        self._guard = ClockGuard(log, clock)
+        self._maintenance = Maintenance(
+            log, custody=self._custody, rotation=self._rotation, clock=clock, guard=self._guard
+        )
         self._trouble: str | None = None
 
     @property
@@ -98,6 +103,8 @@ class Authority:
         found = []
         if self._trouble is not None:
             found.append(("CATrouble", self._trouble))
+        if (fault := self._guard.fault()) is not None:
+            found.append(("ClockSkew", fault))
         active = state.active_root
         if active is None:
             found.append(("CANotInitialized", "the CA has no active root yet"))
@@ -113,8 +120,10 @@ class Authority:
             raise NotLeader("this node does not lead")
         match request:
             case SignLeaves(csrs=csrs):
+                self._require_clock()
                 return LeavesSigned(await self._sign(csrs))
             case ChangeConfiguration():
+                self._require_clock()
                 request_id = caller.request_id or self._entropy.bytes(16).hex()
                 _log.info("CA configuration write", source=caller.source, request_id=request_id)
                 return await self._rotation.change(request, request_id)
@@ -175,6 +184,8 @@ class Authority:
         if self._log.state.cluster_id is None:
             await self._found_cluster(bootstrap)
         self._compare(bootstrap)
+        if self._log.state.active_root is None:
+            self._require_clock()
         await self._rotation.initialize()
         self._custody.signing(self._log.state)
 
@@ -207,6 +218,11 @@ class Authority:
                     raise CommitUnknown(f"the cluster may not have been bootstrapped: {why}")
             case _:
                 assert_never(outcome)
+
+    def _require_clock(self) -> None:
+        fault = self._guard.fault()
+        if fault is not None:
+            raise Unavailable(fault)
 
     def _compare(self, bootstrap: CAConfiguration) -> None:
         configuration = self._log.state.configuration

@@ -53,11 +53,9 @@ class Signing:
     issuer_not_after: int
     hops: tuple[tuple[str, int], ...]  # the root's intermediates with the NotAfter of each
 
-    def chain(self, leaf_pem: str, now: int) -> str:
-        """The leaf and every intermediate that has not expired, PEM, one newline after each block."""
-        return "".join(
-            pem.rstrip("\n") + "\n" for pem in (leaf_pem, *(hop for hop, not_after in self.hops if not_after > now))
-        )
+    def travelling(self, now: int) -> str:
+        """What follows a leaf in its chain: every intermediate that has not expired, PEM, one newline after each."""
+        return "".join(hop.rstrip("\n") + "\n" for hop, not_after in self.hops if not_after > now)
 
 
 class Custody:

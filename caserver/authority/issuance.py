@@ -90,6 +90,7 @@ class _Booked:
     signing: Signing
     applied: Applied
     by_issue_id: dict[str, _Waiting]
+    travelling: str  # what follows each leaf in its chain, PEM
 
 
 class Issuance:
@@ -202,7 +203,7 @@ class Issuance:
             outcome = verdict(await self._log.propose(command))
             match outcome:
                 case Applied() as applied:
-                    return _Booked(signing=signing, applied=applied, by_issue_id=by_issue_id)
+                    return _Booked(signing, applied, by_issue_id, travelling=signing.travelling(command.at))
                 case Refused(reason=reason) if reason in _STALE and not last:
                     continue
                 case Refused() as refused:
@@ -253,21 +254,7 @@ class Issuance:
             _fail(waiting, exc)
             return
         if not waiting.result.done():
-            waiting.result.set_result(self._issued(row, order, result, booked))
-
-    def _issued(self, row: LedgerRow, order: SigningOrder, signed: SignedLeaf, booked: _Booked) -> IssuedLeaf:
-        signing = booked.signing
-        return IssuedLeaf(
-            serial=signed.serial,
-            chain_pem=signing.chain(signed.pem, int(self._clock.now().timestamp())),
-            service=row.service,
-            service_uri=order.spiffe_uri,
-            not_before=row.not_before,
-            not_after=row.not_after,
-            root_id=signing.root.id,
-            signing_key_id=signing.root.signing_key_id,
-            index=booked.applied.index,
-        )
+            waiting.result.set_result(_issued(row, order, result, booked))
 
 
 def _order(row: LedgerRow, booked: _Booked, datacenter: str) -> SigningOrder:
@@ -282,6 +269,20 @@ def _order(row: LedgerRow, booked: _Booked, datacenter: str) -> SigningOrder:
         csr_pem=csr.pem,
         not_before=row.not_before,
         not_after=row.not_after,
+    )
+
+
+def _issued(row: LedgerRow, order: SigningOrder, signed: SignedLeaf, booked: _Booked) -> IssuedLeaf:
+    return IssuedLeaf(
+        serial=signed.serial,
+        chain_pem=signed.pem + booked.travelling,
+        service=row.service,
+        service_uri=order.spiffe_uri,
+        not_before=row.not_before,
+        not_after=row.not_after,
+        root_id=booked.signing.root.id,
+        signing_key_id=booked.signing.root.signing_key_id,
+        index=booked.applied.index,
     )
 
 

@@ -11,6 +11,7 @@ from typing import assert_never
 
 import structlog
 
+from caserver.authority.clock_guard import ClockGuard
 from caserver.authority.custody import Custody
 from caserver.authority.ports import Log, verdict
 from caserver.authority.rotation import Rotation
@@ -21,7 +22,9 @@ from caserver.state.commands import Applied, ExpireLeaves, ProviderRetired, Prun
 from caserver.state.lifecycle import Expire, Prune, RetireProvider, due, next_due
 from caserver.state.model import CAState, Index, Retiring
 
-LOOK_AGAIN = 5.0  # seconds after which a change that somebody works on is looked at again
+LOOK_AGAIN = (
+    5.0  # seconds after which what hindered maintenance (a change under way, a doubtful clock) is looked at again
+)
 REST_MIN = 1.0  # seconds
 BACKOFF_MAX = 60.0  # seconds between tries of a step that fails
 _log = structlog.get_logger(__name__)
@@ -37,11 +40,12 @@ def agenda(state: CAState, _leadership: Leadership) -> _Agenda:
 class Maintenance:
     """Does what is due."""
 
-    def __init__(self, log: Log, *, custody: Custody, rotation: Rotation, clock: Clock) -> None:
+    def __init__(self, log: Log, *, custody: Custody, rotation: Rotation, clock: Clock, guard: ClockGuard) -> None:
         self._log = log
         self._custody = custody
         self._rotation = rotation
         self._clock = clock
+        self._guard = guard
 
     async def run(self) -> None:
         """Step after step until cancelled; what fails is tried again with back-off."""
@@ -64,6 +68,8 @@ class Maintenance:
     async def step(self) -> bool:
         """Do the one thing that is due now; False if there is none."""
         state = self._log.state
+        if self._guard.fault() is not None:
+            return False
         if state.change is not None:
             return await self._finish_change()
         now = self._now()
@@ -101,7 +107,8 @@ class Maintenance:
     async def _rest(self) -> None:
         """Until something falls due, or the state gives another reason to look."""
         state = self._log.state
-        pause = LOOK_AGAIN if state.change is not None else max(REST_MIN, next_due(state, self._now()))
+        hindered = state.change is not None or self._guard.fault() is not None
+        pause = LOOK_AGAIN if hindered else max(REST_MIN, next_due(state, self._now()))
         with contextlib.suppress(TimeoutError):
             await within(self._clock, pause, self._log.changed(agenda, agenda(state, self._log.leadership)))
 

@@ -99,6 +99,10 @@ class ManualClock:
             if entry in self._sleepers:
                 self._sleepers.remove(entry)
 
+    def set_wall(self, seconds: float) -> None:
+        """Put the wall clock forward (or back): somebody set the time."""
+        self._start += timedelta(seconds=seconds)
+
     def jump(self, seconds: float) -> None:
         """Move time without waking anybody (a stalled process)."""
         self._elapsed += seconds

@@ -28,7 +28,20 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {"api": {"", "agent", "connect_ca", "operator", "query", "routes", "server", "status"}},
     {"": {"leaf_cache"}},
     {"forwarding": {"", "channel", "leader"}},
-    {"authority": {"", "authority", "custody", "issuance", "maintenance", "plan", "ports", "probe", "rotation"}},
+    {
+        "authority": {
+            "",
+            "authority",
+            "clock_guard",
+            "custody",
+            "issuance",
+            "maintenance",
+            "plan",
+            "ports",
+            "probe",
+            "rotation",
+        }
+    },
     {
         "raft": {
             "",
@@ -51,7 +64,20 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "client": {"", "client"},
     },
     {"": {"wire", "requests"}},
-    {"state": {"", "apply", "codec", "commands", "configuration", "ledger", "lifecycle", "machine", "model", "sealing"}},
+    {
+        "state": {
+            "",
+            "apply",
+            "codec",
+            "commands",
+            "configuration",
+            "ledger",
+            "lifecycle",
+            "machine",
+            "model",
+            "sealing",
+        }
+    },
     {
         "pki": {"", "certificates", "chain", "csr", "keys", "leaf_der", "proof", "spiffe", "tls"},
         "internode": {"", "identity", "keyring", "membership"},

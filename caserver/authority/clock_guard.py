@@ -1,0 +1,56 @@
+"""Notices when this node's wall clock cannot be trusted: what is dated wrongly cannot be taken back.
+
+Two witnesses: the monotonic clock of the same machine, over the last minute, and the wall clocks of the majority. While
+either contradicts by more than ``LIMIT`` seconds, and until both have agreed for ``STEADY`` seconds, nothing is issued,
+rotated, expired or pruned. Looked at before every such step, so that no timer is needed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from caserver.authority.ports import Log
+from caserver.environment import Clock
+
+LIMIT = 30.0  # seconds
+STEADY = 60.0  # seconds
+_SAMPLE_EVERY = 1.0  # seconds at least between samples that are kept
+
+
+class ClockGuard:
+    """Judges the clock of the node that it runs on."""
+
+    def __init__(self, log: Log, clock: Clock) -> None:
+        self._log = log
+        self._clock = clock
+        self._samples: deque[tuple[float, float]] = deque()  # (monotonic, wall minus monotonic), oldest first
+        self._doubted_at: float | None = None
+        self._why = ""
+
+    def fault(self) -> str | None:
+        """Why the clock is not to be trusted right now; None if it is."""
+        now = self._clock.monotonic()
+        offset = self._clock.now().timestamp() - now
+        self._compare(now, offset)
+        if self._doubted_at is None or now - self._doubted_at >= STEADY:
+            self._doubted_at = None
+            return None
+        return self._why
+
+    def _compare(self, now: float, offset: float) -> None:
+        # The sample before the last minute stays: a jump may lie between two looks.
+        while len(self._samples) > 1 and self._samples[1][0] <= now - STEADY:
+            self._samples.popleft()
+        jump = max((offset - former for _, former in self._samples), key=abs, default=0.0)
+        apart = self._log.leadership.clock_offset
+        if abs(jump) > LIMIT:
+            self._samples.clear()
+            self._doubt(now, f"the wall clock of this node jumped by {jump:+.0f} s")
+        elif abs(apart) > LIMIT:
+            self._doubt(now, f"the wall clock of this node is {apart:+.0f} s off those of the other servers")
+        if not self._samples or now - self._samples[-1][0] >= _SAMPLE_EVERY:
+            self._samples.append((now, offset))
+
+    def _doubt(self, now: float, what: str) -> None:
+        self._doubted_at = now
+        self._why = f"{what}: set it right; signing and rotating resume once it has been steady for {STEADY:g} s"
