@@ -51,13 +51,15 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     """Run one command; ``arguments`` without the program's name."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(words, os.environ if environ is None else environ)
+        code = _run(words, os.environ if environ is None else environ)
+        sys.stdout.flush()  # here, where a reader that went away is understood
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away (`| head`): no traceback, here or when the interpreter flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    return code
 
 
 def _run(words: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -48,6 +48,7 @@ _SOURCES = (
         "Directory whose *.hcl and *.json files are read in alphabetical order. May be given several times.",
         takes=Takes.VALUES,
         placeholder="path",
+        list_of="config-file",
     ),
 )
 _SETTINGS = (
@@ -99,7 +100,7 @@ def _load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = (
     flags: dict[str, object] = {key: parsed.values[flag] for flag, key in values.items() if flag in parsed.values}
     flags |= {key: list(parsed.lists[flag]) for flag, key in _CONSUL_LISTS.items() if flag in parsed.lists}
     flags |= {key: parsed.switches[flag] for flag, key in switches.items() if flag in parsed.switches}
-    paths = [*parsed.lists.get("config-file", ()), *parsed.lists.get("config-dir", ()), *extra]
+    paths = [*parsed.lists.get("config-file", ()), *extra]
     return AgentConfig.load(
         paths, flags=flags, environ=environ, hostname=socket.gethostname(), judge_ca=parse_bootstrap
     )

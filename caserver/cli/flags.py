@@ -32,6 +32,7 @@ class Flag:
     help: str
     takes: Takes = Takes.VALUE
     placeholder: str = "value"
+    list_of: str = ""  # the flag whose list the values join, so that the order between the two is kept
 
 
 class UsageError(Exception):
@@ -108,7 +109,7 @@ def parse(arguments: Sequence[str], flags: Sequence[Flag]) -> Parsed:
                 raise UsageError(f"flag needs an argument: -{name}")
             value = waiting.pop(0)
         if flag.takes is Takes.VALUES:
-            lists.setdefault(name, []).append(value)
+            lists.setdefault(flag.list_of or name, []).append(value)
         else:
             values[name] = value
     return Parsed(values, lists, switches, rest)

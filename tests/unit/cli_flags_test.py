@@ -9,6 +9,7 @@ from caserver.client import ClientError
 
 FLAGS = (
     Flag("config-file", "", takes=Takes.VALUES),
+    Flag("config-dir", "", takes=Takes.VALUES, list_of="config-file"),
     Flag("token", ""),
     Flag("http-addr", ""),
     Flag("token-file", ""),
@@ -54,6 +55,12 @@ def test_the_last_value_wins_and_lists_grow() -> None:
 
     assert parsed.values == {"token": "b"}
     assert parsed.lists == {"config-file": ["a", "b"]}
+
+
+def test_lists_of_one_kind_keep_their_order() -> None:
+    parsed = parse(["-config-file=a", "-config-dir=b", "-config-file=c"], FLAGS)
+
+    assert parsed.lists == {"config-file": ["a", "b", "c"]}
 
 
 def test_arguments_may_stand_between_flags_and_end_with_two_dashes() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -69,3 +70,16 @@ def test_small_commands_load_nothing_heavy(words: list[str]) -> None:
 
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
     assert not loaded & set(HEAVY)
+
+
+def test_a_reader_that_went_away_is_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "caserver", "version"], check=False, stdout=writing, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(writing)
+
+    assert (done.returncode, done.stderr) == (1, b"")
