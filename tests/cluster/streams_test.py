@@ -1,12 +1,14 @@
 """Streams on real sockets: who may talk, and what everybody else costs."""
 
 import asyncio
-import errno
+import os
+import resource
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -349,20 +351,72 @@ async def test_a_flood_of_strangers_does_not_keep_a_peer_out() -> None:
         await stop(n2)
 
 
-async def test_the_listener_outlives_the_want_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """Whatever wants a new descriptor gets EMFILE."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open("rb") as probe:
+        lowest_free = probe.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_the_listener_outlives_the_want_of_descriptors() -> None:
     loop = asyncio.get_running_loop()
-    accept, failures = loop.sock_accept, iter(range(3))
-
-    async def failing(listening: socket.socket) -> Any:
-        if next(failures, None) is not None:
-            raise OSError(errno.EMFILE, "Too many open files")
-        return await accept(listening)
-
-    monkeypatch.setattr(loop, "sock_accept", failing)
-    async with running("n1", "n2") as (_, (n1, n2)):
+    async with running("n1") as (cluster, (n1,)):
+        with socket.socket() as dialled:
+            dialled.setblocking(False)
+            with no_more_descriptors():
+                await loop.sock_connect(dialled, n1.streams.address)
+                await until(lambda: n1.streams.counts["accept_failed"] >= 2)
+        n2 = await cluster.start("n2")
         await until(lambda: n1.streams.connected("n2") and n2.streams.connected("n1"))
 
-        assert n1.streams.counts["accept_failed"] + n2.streams.counts["accept_failed"] == 3
+        assert n1.links == [("n2", True)]
+        await stop(n2)
+
+
+async def test_a_frame_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams_module, "FRAME_SECONDS", 0.1)
+    async with running("n1") as (_, (n1,)):
+        reader, writer = await linked(n1)
+        writer.write(frame(VOTE) + frame(VOTE)[:-1])
+        assert await closed_by_peer(reader, seconds=2)
+        writer.transport.abort()
+
+        assert n1.received == [("n2", VOTE)]
+
+
+async def test_a_link_that_is_silent_between_messages_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FRAME_SECONDS", "HELLO_SECONDS", "DIAL_SECONDS"):
+        monkeypatch.setattr(streams_module, name, 0.3)
+    async with running("n1", "n2") as (_, (n1, n2)):
+        await until(lambda: n2.streams.connected("n1"))
+        await asyncio.sleep(0.5)
+        assert n2.streams.send("n1", VOTE)
+        await until(lambda: n1.received)
+
+        assert n2.links == [("n1", True)]
+
+
+async def test_peers_may_be_dialled_by_host_name() -> None:
+    async with running("n1", "n2") as (cluster, (n1, n2)):
+        cluster.addresses["n2"] = ("localhost", n2.streams.address[1])
+        await until(lambda: n1.streams.connected("n2"))
+
+
+async def test_a_host_name_that_does_not_resolve_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with capture_logs() as logs:
+        async with running("n1") as (cluster, (n1,)):
+            cluster.addresses["n2"] = ("no-such-host.invalid", 8300)
+            await until(lambda: n1.streams.counts["peer_unreachable"] >= 3)
+            n2 = await cluster.start("n2")
+            await until(lambda: n1.streams.connected("n2"))
+            await stop(n2)
+    assert len([entry for entry in logs if entry["event"] == "peer_unreachable" and entry["peer"] == "n2"]) == 1
 
 
 async def test_a_peer_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
