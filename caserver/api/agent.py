@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from caserver import wire
 from caserver.api.connect_ca import check_enabled, roots_body, roots_key
-from caserver.api.query import Body, Call, NodeView, Reply, block, check_datacenter, initialized, metadata, patience
+from caserver.api.query import (
+    CONTACT_MAX,
+    Body,
+    Call,
+    NodeView,
+    Reply,
+    block,
+    check_datacenter,
+    initialized,
+    metadata,
+    patience,
+)
 from caserver.errors import InvalidQuery
 from caserver.leaf_cache import CachedLeaf
 from caserver.state.lifecycle import roots_index
@@ -50,4 +61,4 @@ def _leaf_body(cached: CachedLeaf, *, pretty: bool) -> Body:
 
 
 def _cache_headers(*, hit: bool, age: float) -> dict[str, str]:
-    return {"X-Cache": "HIT", "Age": str(int(age))} if hit else {"X-Cache": "MISS"}
+    return {"X-Cache": "HIT", "Age": str(int(min(age, CONTACT_MAX)))} if hit else {"X-Cache": "MISS"}

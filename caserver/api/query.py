@@ -31,6 +31,7 @@ APPLY_DEADLINE = 5.0  # seconds for the local state to reach an index that the l
 LEADER_DEADLINE = 7.0  # seconds for which a read is held while no leader is known (Consul: RPCHoldTimeout)
 INITIALIZE_DEADLINE = 7.0  # seconds for which a read is held while the CA has no root yet
 BLOCKED_MAX = 8192  # blocking queries at once
+CONTACT_MAX = 31536000.0  # seconds; what "not since this node started" is in a header
 _INDEX_MAX = 1 << 64
 _GZIP_LEVEL = 6
 _TOKEN_HEADER = "X-Consul-Token"  # noqa: S105 the header's name
@@ -141,7 +142,7 @@ class Options:
     datacenter: str = ""
     namespace_fault: str = ""  # Consul's text, for the endpoints that refuse a namespace
     token: Secret | None = None
-    flags: Mapping[str, str] = field(default_factory=dict)  # every parameter; the first value of each
+    flags: Mapping[str, str] = field(default_factory=dict)  # every parameter but the token; the first value of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,7 @@ def parse(query: str, headers: Mapping[str, str]) -> Options:
     flags: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True, errors="replace"):
         flags.setdefault(name, value)
+    token = _token(flags.pop("token", ""), headers)
     fresh = _cache_control(headers.get("Cache-Control", ""))
     stale, consistent, max_stale = _consistency(flags)
     wait = _duration(flags.get("wait", ""), "Invalid wait time")
@@ -192,7 +194,7 @@ def parse(query: str, headers: Mapping[str, str]) -> Options:
         pretty="pretty" in flags,
         datacenter=flags.get("dc", ""),
         namespace_fault=_namespace_fault(flags, headers),
-        token=_token(flags.get("token", ""), headers),
+        token=token,
         flags=flags,
     )
 
@@ -353,9 +355,9 @@ def patience(options: Options) -> float:
 def metadata(node: NodeView, index: int, *, stale: bool = True) -> dict[str, str]:
     """The X-Consul headers; an answer that was made sure of (not ``stale``) has no age."""
     leadership = node.log.leadership
-    contact = int(leadership.last_contact * 1000) if stale and not leadership.is_leader else 0
+    contact = min(leadership.last_contact, CONTACT_MAX) if stale and not leadership.is_leader else 0.0
     return {
         "X-Consul-Index": str(max(1, index)),
         "X-Consul-Knownleader": "false" if leadership.leader is None else "true",
-        "X-Consul-Lastcontact": str(contact),
+        "X-Consul-Lastcontact": str(int(contact * 1000)),
     }
