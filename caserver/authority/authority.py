@@ -9,7 +9,6 @@ log of the whole cluster holds none.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import assert_never
 
 import structlog
@@ -153,8 +152,7 @@ class Authority:
     async def _resign(self, holding: asyncio.Task[None] | None) -> None:
         if holding is not None:
             holding.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await holding
+            await asyncio.wait((holding,))
         self._custody.forget()
         self._trouble = None
 

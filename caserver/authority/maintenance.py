@@ -7,6 +7,7 @@ simply due again. Rotation never cleans up inline: the path after a crash is the
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import assert_never
 
 import structlog
@@ -26,6 +27,7 @@ LOOK_AGAIN = (
     5.0  # seconds after which what hindered maintenance (a change under way, a doubtful clock) is looked at again
 )
 REST_MIN = 1.0  # seconds
+RETIRE_AGAIN = 60.0  # seconds after which a provider that could not be retired is tried again
 BACKOFF_MAX = 60.0  # seconds between tries of a step that fails
 _log = structlog.get_logger(__name__)
 
@@ -46,6 +48,7 @@ class Maintenance:
         self._rotation = rotation
         self._clock = clock
         self._guard = guard
+        self._retire_from = 0.0  # monotonic instant before which retiring is not tried again
 
     async def run(self) -> None:
         """Step after step until cancelled; what fails is tried again with back-off."""
@@ -73,7 +76,7 @@ class Maintenance:
         if state.change is not None:
             return await self._finish_change()
         now = self._now()
-        step = due(state, now)
+        step = due(self._considered(state), now)
         match step:
             case None:
                 return False
@@ -95,12 +98,21 @@ class Maintenance:
         await self._rotation.initialize()
         return True
 
+    def _considered(self, state: CAState) -> CAState:
+        """The state as far as it is up for maintenance now: a backend that fails must not hold up the rest."""
+        return state if self._clock.monotonic() >= self._retire_from else replace(state, retiring=())
+
     async def _retire(self, state: CAState, retiring: Retiring) -> None:
         root = state.root(retiring.root_id)
         # Rotated back to in the meantime: what it has at its backend is in use again.
         if root is None or not root.active:
-            provider = self._custody.former(retiring.configuration, root, trust_domain=state.trust_domain or "")
-            await provider.retire()
+            try:
+                provider = self._custody.former(retiring.configuration, root, trust_domain=state.trust_domain or "")
+                await provider.retire()
+            except (CaserverError, Corrupt) as exc:
+                self._retire_from = self._clock.monotonic() + RETIRE_AGAIN
+                _log.warning("retiring the former CA provider failed, it will be tried again", reason=str(exc))
+                return
         await self._commit(ProviderRetired(at=self._now(), root_id=retiring.root_id))
         _log.info("the former CA provider is retired", root_id=retiring.root_id)
 
@@ -108,7 +120,9 @@ class Maintenance:
         """Until something falls due, or the state gives another reason to look."""
         state = self._log.state
         hindered = state.change is not None or self._guard.fault() is not None
-        pause = LOOK_AGAIN if hindered else max(REST_MIN, next_due(state, self._now()))
+        pause = LOOK_AGAIN if hindered else max(REST_MIN, next_due(self._considered(state), self._now()))
+        if state.retiring:
+            pause = min(pause, max(REST_MIN, self._retire_from - self._clock.monotonic()))
         with contextlib.suppress(TimeoutError):
             await within(self._clock, pause, self._log.changed(agenda, agenda(state, self._log.leadership)))
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from caserver.authority.ports import Inspection
@@ -86,10 +86,11 @@ def _effect(
 def _keeps_root(active: CARoot, wanted: CAConfiguration, stored: CAConfiguration, inspection: Inspection) -> bool:
     if inspection.root_id is not None:
         return inspection.root_id == active.id
-    if wanted.provider != stored.provider or stored.root_cert is not None:
+    like = replace(stored, effective=wanted.effective, force_without_cross_signing=wanted.force_without_cross_signing)
+    if stored.root_cert is not None or not same_meaning(like, wanted):
         return False
-    if wanted.private_key is not None or stored.private_key is not None:
-        return wanted.private_key == stored.private_key
+    if wanted.private_key is not None:
+        return True
     return (active.key_type, active.key_bits) == (wanted.effective.private_key_type, wanted.effective.private_key_bits)
 
 

@@ -42,15 +42,29 @@ async def test_retiring_is_tried_again_until_it_works_also_by_a_later_leader() -
     async with leading_node() as node:
         await node.configure({**operator_root("ec-256"), **UNLIMITED})
         node.control.failures["retire"] = ProviderUnavailable("asleep")
-        await node.clock.advance(60)
+        await node.clock.advance(150)
         assert owed(node) == 1
-        assert node.control.calls.count("retire") > 1
+        assert node.control.calls.count("retire") == 3
         assert await node.sign("web")
         second = build_node(node.log.elsewhere("n2"), clock=node.clock, seed=2)
         async with running(second):
             second.log.become_leader()
             await settle()
             assert owed(second) == 0
+
+
+async def test_a_provider_that_cannot_be_retired_holds_up_nothing_else() -> None:
+    async with leading_node(bootstrap_configuration(leaf_cert_ttl="1h")) as node:
+        await node.sign("web")
+        node.control.failures["retire"] = ProviderUnavailable("asleep")
+        await node.configure({**operator_root("ec-256"), "LeafCertTTL": "1h", **UNLIMITED})
+        await node.clock.advance(4 * HOUR)
+        assert owed(node) == 1
+        assert node.state.ledger.row_count == 0
+        assert len(listed(node)) == 1
+        node.control.failures.clear()
+        await node.clock.advance(60)
+        assert owed(node) == 0
 
 
 async def test_a_root_that_is_active_again_is_not_retired() -> None:

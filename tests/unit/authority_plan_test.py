@@ -82,6 +82,15 @@ def test_what_leaves_the_root_alone_is_stored(changes: dict[str, object]) -> Non
     assert plan(state(root("A"), stored=OPERATORS), wanted, OPERATORS, found("A")).effect is Effect.STORE
 
 
+def test_white_space_makes_no_other_key() -> None:
+    stored, wanted = (
+        replace(GENERATED, private_key=Secret("key\nA")),
+        replace(GENERATED, private_key=Secret("key\nA\n")),
+    )
+    planned = plan(state(root("A"), stored=stored), with_effective(wanted, leaf_ttl=3600), stored)
+    assert planned.effect is Effect.STORE
+
+
 @pytest.mark.parametrize(
     ("wanted", "stored", "inspection"),
     [
