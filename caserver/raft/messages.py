@@ -8,7 +8,6 @@ What each message is for is told in ``guard``.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 import struct
@@ -57,8 +56,8 @@ def _bytes(given: Any) -> bytes:
     if type(given) is not str:
         raise ValueError("needs base64")
     try:
-        return base64.b64decode(given, validate=True)
-    except binascii.Error as exc:
+        return binascii.a2b_base64(given, strict_mode=True)
+    except ValueError as exc:
         raise ValueError("needs base64") from exc
 
 
@@ -127,7 +126,7 @@ def frame(message: Message) -> bytes:
     """Length and payload of one message; ValueError if it is too long or its type is not in the table."""
     if message["type"] not in KINDS:
         raise ValueError(f"no message of type {message['type']!r} is in use")
-    payload = json.dumps(message, default=_encode_bytes, separators=(",", ":"), allow_nan=False).encode()
+    payload = _ENCODER.encode(message).encode()
     if len(payload) > FRAME_BYTES_MAX:
         raise ValueError(f"a {message['type']} of {len(payload)} bytes does not fit a frame of {FRAME_BYTES_MAX}")
     return _LENGTH.pack(len(payload)) + payload
@@ -168,7 +167,7 @@ def decode(payload: bytes) -> Message:
 def read_object(payload: bytes) -> dict[str, Any]:
     """A JSON object with finite numbers; ValueError otherwise."""
     try:
-        given = json.loads(payload, parse_constant=_refuse_constant)
+        given = _DECODER.decode(payload.decode())
     except RecursionError as exc:
         raise ValueError("nested too deeply") from exc
     if type(given) is not dict:
@@ -197,9 +196,14 @@ def _check_append(message: Message) -> None:
 
 def _encode_bytes(value: object) -> str:
     if isinstance(value, bytes | bytearray):
-        return base64.b64encode(value).decode()
+        return binascii.b2a_base64(value, newline=False).decode()
     raise TypeError(f"a message cannot hold a {type(value).__name__}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
+
+
+# Made once: json.dumps and json.loads make a new one at every call with options, which costs as much as an answer does.
+_ENCODER = json.JSONEncoder(default=_encode_bytes, separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
