@@ -129,7 +129,7 @@ def test_sigstop_of_the_leader(tmp_path: Path) -> None:
             load.witness.saw_configuration(shown["ModifyIndex"])
             successor = cluster.leader()
             cluster.resume(sleeper)
-            seen = sleeper.get("/v1/connect/ca/configuration", timeout=CALL_TIMEOUT).json()
+            seen = sleeper.get("/v1/connect/ca/configuration?consistent", timeout=CALL_TIMEOUT).json()
 
             assert successor is not sleeper
             assert seen == shown
@@ -154,6 +154,7 @@ def test_without_a_majority_nothing_is_acknowledged(tmp_path: Path) -> None:
         refused = alone.put("/v1/connect/ca/configuration", {"Provider": "consul", "Config": {"LeafCertTTL": "48h"}})
         assert refused.status in {500, 503}, refused.text
         assert alone.get("/v1/connect/ca/roots?stale").status == 200
+        assert alone.get("/v1/agent/connect/ca/roots").status == 200
         assert alone.get("/v1/agent/connect/ca/leaf/cached").json() == leaf
 
         for node in gone:
