@@ -436,4 +436,8 @@ def _require(fulfilled: bool, otherwise: str) -> None:  # noqa: FBT001  # reads 
 def _sentence(exc: BaseException) -> str:
     if isinstance(exc, ssl.SSLError):
         return f"TLS failed ({exc.reason or exc}): a node needs the same cluster_secret as the others"
+    if isinstance(exc, TimeoutError) and not str(exc):
+        return "no answer in time"
+    if isinstance(exc, asyncio.IncompleteReadError):
+        return "the other end closed the connection"
     return str(exc) or type(exc).__name__
