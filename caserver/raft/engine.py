@@ -125,6 +125,7 @@ class Engine:
             timing=timing,
             timer=self._timer,
             reactions=Reactions(
+                standing=self._standing,
                 report=self._report,
                 standing_changed=self._standing_changed,
                 state_hash=self._compare_hash,
@@ -514,7 +515,7 @@ class Engine:
     def _clock_offset(self) -> float:
         """Seconds that this node's wall clock is ahead of the middle one of all that were heard."""
         heard = [view.wall_ahead for view in self._guard.peers.values() if view.standing is not Standing.UNKNOWN]
-        return -median_low([0.0, *heard])
+        return 0.0 - median_low([0.0, *heard])
 
     @property
     def applied_index(self) -> int:

@@ -14,6 +14,7 @@ Rules, with the defect of the bare engine that each one cures:
 * A node whose leader is alive ignores candidates, unless the leader handed over; who wants to campaign asks first.
   (One lagging node deposes a healthy leader.)
 * A sender with an old term is told so. (A stale leader never learns.)
+* A snapshot's chunk says nothing about the log: its commit index does not count. (A follower applies what it should drop.)
 * What promises something leaves only after the journal is durable; promises of one tick share one flush.
 * A node without the initialised marker counts for nothing: it gives no vote and no ReadIndex answer, and its answers move
   only what is sent to it next. (A lost disk forgets a vote and acknowledged entries.)
@@ -115,6 +116,7 @@ class _Round:
 
     term: int
     number: int
+    started: float  # monotonic
     heard: set[str]
     waiting: list[Callable[[str | None], None]]
 
@@ -123,6 +125,7 @@ class _Round:
 class Reactions:
     """What the engine does about things that the guard notices."""
 
+    standing: Callable[[], Standing]
     report: Callable[[], SelfReport]
     standing_changed: Callable[[str, PeerView], None]  # also on the first report
     state_hash: Callable[[str, int, str], None]  # peer, index, hash
@@ -227,10 +230,10 @@ class Guard:
         return all(view.standing in _WITHOUT_ENTRIES for view in self.peers.values())
 
     def _votes(self) -> bool:
-        return self._reactions.report().standing in _VOTERS
+        return self._reactions.standing() in _VOTERS
 
     def _may_campaign(self) -> bool:
-        standing = self._reactions.report().standing
+        standing = self._reactions.standing()
         if standing is Standing.FOUNDING:
             return all(self.is_voter(peer) for peer in self.peers)
         return standing is Standing.MEMBER
@@ -250,7 +253,7 @@ class Guard:
         self.counts[rule] += 1
 
     def _append_entries(self, peer: str, message: Message) -> None:
-        if self._reactions.report().standing is Standing.EMPTY:
+        if self._reactions.standing() is Standing.EMPTY:
             self._refuse("not_initialised")
             return
         term = self._core.term()
@@ -263,7 +266,12 @@ class Guard:
             self._refuse("bad_entries")
             return
         self.leader_contact = self._clock.monotonic()
+        committed = self._core.commit_index()
+        if "entries" not in message:
+            # The bare engine would take the leader's commit index for its own log, which nothing here has matched.
+            message = {**message, "commit_index": committed}
         self._core.deliver(peer, message)
+        self._core.keep_committed(committed)
         if message.get("serialized") is not None:
             self._reactions.chunk(peer, message["serialized"])
 
@@ -417,16 +425,23 @@ class Guard:
             return
         for number in [n for n, each in self._rounds.items() if each.term != core.term()]:
             self._finish(number, "leadership was lost")
+        self._ask_again()
         if not self._barriers or core.applied_index() < (core.noop_index() or 0):
             return
         self._round_number += 1
         waiting, self._barriers = self._barriers, []
-        ongoing = _Round(core.term(), self._round_number, set(), waiting)
+        ongoing = _Round(core.term(), self._round_number, self._clock.monotonic(), set(), waiting)
         self._rounds[self._round_number] = ongoing
         for peer in self.peers:
             self.send(peer, {"type": "ri", "term": ongoing.term, "n": ongoing.number})
         if self._majority(ongoing.heard):
             self._finish(ongoing.number, None)
+
+    def _ask_again(self) -> None:
+        """Move those whose round got lost on the way into the next one, which proves as much for them."""
+        before = self._clock.monotonic() - 2 * self._timing.heartbeat
+        for number in [n for n, each in self._rounds.items() if each.started < before]:
+            self._barriers += self._rounds.pop(number).waiting
 
     def _give_up(self, reason: str) -> None:
         waiting, self._barriers = self._barriers, []

@@ -54,10 +54,24 @@ class Watchers(Generic[State]):
         """State or leadership changed: wake those for whom that makes a difference."""
         now = self._read()
         for select, waiting in tuple(self._waiting.items()):
-            value = select(*now)
+            try:
+                value = select(*now)
+            except Exception as exc:  # noqa: BLE001 - a defect of one selector belongs to those who wait on it
+                for future in tuple(waiting):
+                    _resolve(future, exc)
+                continue
             for future, seen in tuple(waiting.items()):
-                if value != seen and not future.done():
-                    future.set_result(value)
+                if value != seen:
+                    _resolve(future, value)
+
+
+def _resolve(future: asyncio.Future[Any], value: object) -> None:
+    if future.done():
+        return
+    if isinstance(value, Exception):
+        future.set_exception(value)
+    else:
+        future.set_result(value)
 
 
 class ReplicatedLog(Generic[Command, State, Result]):
@@ -231,8 +245,8 @@ class ReplicatedLog(Generic[Command, State, Result]):
         try:
             while making.advance():
                 await self._clock.sleep(0)
-                if engine.making is not making:
-                    return  # a later one arrived from the leader
+                if engine.making is not making or self._stopped:
+                    return  # a later one arrived from the leader, or nobody needs it any more
             making.writing = True
             await self._workers.run(engine.store_snapshot, making)
             if not self._stopped:

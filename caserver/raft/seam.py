@@ -13,6 +13,7 @@ cluster that forgets.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +119,11 @@ def _bound_monotonic() -> float:
     return _monotonic()
 
 
+def _is_true(record: logging.LogRecord) -> bool:
+    """Whether a log line of pysyncobj's tells the truth: the journal only hides what it believes it truncates."""
+    return not str(record.msg).startswith("truncating already-applied log entries")
+
+
 def _create_journal(journal: Any) -> Any:
     return journal if isinstance(journal, Journal) else _original_create_journal(journal)
 
@@ -129,6 +135,7 @@ def install() -> None:
     pysyncobj.journal.loads = _forbidden  # bound there by name
     pysyncobj.syncobj.createJournal = _create_journal
     pysyncobj.syncobj.monotonicTime = _bound_monotonic
+    logging.getLogger(pysyncobj.syncobj.__name__).addFilter(_is_true)
 
 
 class Peer(Node):  # type: ignore[misc] # pysyncobj carries no types
@@ -380,6 +387,10 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
         for passed in [each for each in waiting if each <= index]:
             for _, decided in waiting.pop(passed):
                 decided(None, FAIL_REASON.UNKNOWN_OUTCOME)
+
+    def keep_committed(self, index: int) -> None:
+        """Undo that a repeated message, which shows a shorter log, took the commit index back."""
+        self._SyncObj__raftCommitIndex = max(index, self.commit_index())
 
     def answer(self, peer: str, *, next_index: int, success: bool, reset: bool) -> None:
         """Tell the leader where this log stands."""

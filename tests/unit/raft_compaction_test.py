@@ -65,7 +65,7 @@ def test_a_large_snapshot_arrives_in_chunks_while_the_leader_keeps_its_majority(
     lab.elect("A")
     disk = lab.crash("C")
     for number in range(30):
-        lab["A"].propose(f"{number}" + "x" * 200_000)
+        lab["A"].propose(f"{number}" + "x" * 60_000)
         lab.settle()
     lab["A"].compact()
     lab.crash("B")
