@@ -148,7 +148,7 @@ async def test_a_batch_decided_on_a_former_epoch_is_proposed_again_unseen() -> N
         waiting = asyncio.ensure_future(node.sign("web"))
         await settle()
         old = node.state.active_root
-        await node.configure({**operator_root("rsa-2048"), "CSRMaxPerSecond": 0})  # overtakes the booking
+        await node.configure({**operator_root("ec-384"), "CSRMaxPerSecond": 0})  # overtakes the booking
         node.log.release()
         (leaf,) = await waiting
         new = node.state.active_root

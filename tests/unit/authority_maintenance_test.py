@@ -96,13 +96,13 @@ async def test_an_old_root_is_pruned_two_leaf_lives_after_it_was_rotated_out() -
 
 
 async def test_an_old_root_stays_as_long_as_a_leaf_of_it_lives() -> None:
-    async with leading_node(bootstrap_configuration(leaf_cert_ttl="720h")) as node:
+    async with leading_node(bootstrap_configuration(leaf_cert_ttl="72h")) as node:
         (leaf,) = await node.sign("web")
         await node.configure({"LeafCertTTL": "1h", **UNLIMITED})
         await node.configure({**operator_root("ec-256"), "LeafCertTTL": "1h", **UNLIMITED})
-        await node.clock.advance(10 * DAY)
+        await node.clock.advance(DAY)
         assert leaf.root_id in listed(node)
-        await node.clock.advance(60 * DAY)
+        await node.clock.advance(6 * DAY)
         assert leaf.root_id not in listed(node)
 
 
