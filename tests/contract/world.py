@@ -6,7 +6,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from caserver.api.server import ApiServer, Listener, NodeView, Readiness
@@ -66,10 +66,9 @@ class World:
 
     log: FakeLog  # of the node under test
     clock: ManualClock
-    server: ApiServer
+    server: ApiServer  # a test that puts another in its place closes the first
     node: NodeView
     hop: LocalHop
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def fetch(
         self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"", *, advance: float = 0.0
@@ -150,13 +149,14 @@ async def running(
     server = ApiServer(view, [Listener("127.0.0.1", 0)])
     await server.start()
     await _initialized(log, clock, enabled=enabled)
+    world = World(log, clock, server, view, hop)
     try:
-        yield World(log, clock, server, view, hop, tasks)
+        yield world
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await server.close()
+        await world.server.close()
 
 
 async def _initialized(log: FakeLog, clock: ManualClock, *, enabled: bool) -> None:
