@@ -167,6 +167,8 @@ class Engine:
         campaign = self._guard.consider_campaign()
         self._drain_queue()
         self._flush()
+        if self._core.is_leader() and self._clock.monotonic() >= self._core.heartbeat_due():
+            self._core.send_soon()  # due at this instant, not only after it: time may stand still
         committed = self._core.commit_index()
         self._core.step(campaign=campaign)
         if self._guard.owes:
@@ -499,7 +501,7 @@ class Engine:
         core, now = self._core, self._clock.monotonic()
         leads = core.is_leader()
         silence = 0.0 if leads else now - self._guard.leader_contact
-        known = leads or silence < self._timing.timeout_max
+        known = leads or (silence < self._timing.timeout_max and not self._guard.leader_lost)
         peers = {peer: view.announced for peer, view in self._guard.peers.items()}
         return Leadership(
             node=self._node,

@@ -151,7 +151,8 @@ class Guard:
         self._reactions = reactions
         self.peers = {peer: PeerView() for peer in peers}
         self.counts: Counter[str] = Counter()  # what was refused, by rule
-        self.leader_contact = float("-inf")
+        self.leader_contact = clock.monotonic()  # when the leader was last heard
+        self.leader_lost = False  # the link to it broke since
         self._promises: list[tuple[str, Message]] = []
         self._votes_seen: set[tuple[int, str]] = set()
         self._would_vote: tuple[int, set[str]] = (0, set())
@@ -187,7 +188,7 @@ class Guard:
             view.announced = self._network.send(peer, self._report())
         elif peer == self._core.leader() and not self._core.is_leader():
             # Its process is gone, or the network is: ask around early. While others hear the leader they will say no.
-            self.leader_contact = float("-inf")
+            self.leader_lost = True
             self._timer.deadline = min(self._timer.deadline, self._clock.monotonic() + self._timing.timeout_min / 4)
 
     def announce(self) -> None:
@@ -265,7 +266,7 @@ class Guard:
         if not _contiguous(message):
             self._refuse("bad_entries")
             return
-        self.leader_contact = self._clock.monotonic()
+        self.leader_contact, self.leader_lost = self._clock.monotonic(), False
         committed = self._core.commit_index()
         if "entries" not in message:
             # The bare engine would take the leader's commit index for its own log, which nothing here has matched.
@@ -333,12 +334,24 @@ class Guard:
         kind = message["type"]
         if kind == "next_node_idx":
             message = {**message, "term": self._core.term()}
+            if message["reset"]:
+                message["next_node_idx"] = self._before_conflict(message["next_node_idx"])
         elif kind == "request_vote":
             message = {**message, "xfer": message["term"] == self._transfer_term}
         if kind in _PROMISES:
             self._promises.append((peer, message))
             return True
         return self._network.send(peer, message)
+
+    def _before_conflict(self, following: int) -> int:
+        """Where a contradicted term begins here: asking for all of it saves the leader a question per entry."""
+        contradicted = self._core.entry(following)
+        while contradicted is not None and following > self._core.commit_index() + 1:
+            before = self._core.entry(following - 1)
+            if before is None or before[2] != contradicted[2]:
+                break
+            following -= 1
+        return following
 
     @property
     def owes(self) -> bool:
@@ -363,7 +376,7 @@ class Guard:
         since = self._clock.monotonic() - self._timing.timeout_min
         if self._core.is_leader():
             return self._majority({peer for peer in self.peers if self._core.last_response(peer) > since})
-        return self._core.leader() is not None and self.leader_contact > since
+        return self._core.leader() is not None and self.leader_contact > since and not self.leader_lost
 
     def consider_campaign(self) -> bool:
         """Ask for pre-votes when the time has come; whether to campaign right now."""

@@ -48,6 +48,7 @@ _FIELDS = (
     "newAppendEntriesTime",
     "noopIDx",
     "raftCommitIndex",
+    "raftCurrentTerm",
     "raftElectionDeadline",
     "raftLastApplied",
     "raftLeader",

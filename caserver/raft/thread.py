@@ -271,7 +271,7 @@ class RaftThread(Generic[Command, State, Result]):
         binder = _ClusterBinder(data, membership, streams, lambda: self._cluster_id(self._machine.state))
         log.start(engine, network, before_change=binder.bind)
         if streams is not None:
-            await streams.start()
+            await self._listen(streams)
         self._log, self._streams = log, streams
         self._tell_main(_set_ready, ready)
         try:
@@ -281,6 +281,13 @@ class RaftThread(Generic[Command, State, Result]):
             await log.wait_compacted()
             if streams is not None:
                 await streams.wait_closed()
+
+    async def _listen(self, streams: Streams) -> None:
+        try:
+            await streams.start()
+        except OSError as exc:
+            host, port = self._settings.bind
+            raise OSError(exc.errno, f"cannot listen for other nodes on {host}:{port}: {exc.strerror or exc}") from exc
 
     def _make_streams(self, log: ReplicatedLog[Command, State, Result], membership: Membership) -> Streams | None:
         settings = self._settings

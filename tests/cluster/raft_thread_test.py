@@ -241,3 +241,13 @@ async def test_a_directory_in_use_is_refused_at_the_start(tmp_path: Path):
         await second.start()
     await second.stop()
     await first.stop()
+
+
+async def test_an_address_in_use_is_named_at_the_start(cluster: Cluster):
+    first = await cluster.start("a")
+    assert first.address is not None
+    settings = RaftSettings(node="b", peers=cluster.addresses, bind=first.address)
+    second: Thread = RaftThread(settings, Register(), keyring=KEYRING, clock=SystemClock(), entropy=SystemEntropy())
+    with pytest.raises(OSError, match=f"cannot listen for other nodes on 127.0.0.1:{first.address[1]}"):
+        await second.start()
+    await second.stop()

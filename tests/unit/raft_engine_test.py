@@ -107,6 +107,35 @@ def test_the_term_never_has_two_leaders_over_many_elections_with_lossy_links():
     assert all(len(each) == 1 for each in leaders.values())
 
 
+def test_a_follower_with_a_long_contradicted_tail_is_put_right_in_a_few_questions():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.cut("A")
+    for number in range(200):
+        lab["A"].propose(f"lost{number}")
+    lab.clock.elapsed += 2
+    lab.elect("B", "C")
+    lab["B"].propose("kept")
+    lab.settle()
+    lab.mend()
+    lab["B"].engine._core.send_now()
+    questions = 0
+    while lab["A"].log() != lab["B"].log() and questions < 100:
+        lab.exchange("B", "A", rounds=1)
+        questions += 1
+    assert questions < 10
+
+
+def test_a_heartbeat_is_sent_at_the_very_instant_it_is_due():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.settle()
+    due = lab["A"].engine.next_wakeup()
+    lab.clock.elapsed = due
+    lab["A"].engine.tick()
+    assert lab["A"].engine.next_wakeup() > due
+
+
 # -- outcomes and limits
 
 
