@@ -91,11 +91,11 @@ def invite(cluster: Cluster, directory: Path) -> None:
         f"""
 Try (any node answers):
 
-  curl -s {first.url}/v1/connect/ca/roots?pretty
-  curl -s {last.url}/v1/agent/connect/ca/leaf/web?pretty
-  curl -s {first.url}/v1/connect/ca/configuration?pretty
-  curl -s {last.url}/v1/status/leader
-  curl -s {first.url}/v1/operator/raft/configuration?pretty
+  curl -s '{first.url}/v1/connect/ca/roots?pretty'
+  curl -s '{last.url}/v1/agent/connect/ca/leaf/web?pretty'
+  curl -s '{first.url}/v1/connect/ca/configuration?pretty'
+  curl -s '{last.url}/v1/status/leader'
+  curl -s '{first.url}/v1/operator/raft/configuration?pretty'
 
   .venv/bin/caserver connect ca get-config -http-addr={first.url}
   .venv/bin/caserver operator raft list-peers -http-addr={last.url}
@@ -103,7 +103,7 @@ Try (any node answers):
 Rotate to a new generated root and look again:
 
   curl -s -X PUT -d '{{"Provider":"consul","Config":{{"PrivateKeyType":"ec","PrivateKeyBits":384}}}}' {last.url}/v1/connect/ca/configuration
-  curl -s {first.url}/v1/connect/ca/roots?pretty
+  curl -s '{first.url}/v1/connect/ca/roots?pretty'
 
 Configuration, data and logs: {directory}
 Process ids: {", ".join(f"{node.name} {node.process.pid}" for node in cluster if node.process is not None)} (kill -9 one and ask again)
