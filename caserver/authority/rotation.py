@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, assert_never
 
@@ -238,19 +238,27 @@ class Rotation:
         old: Signing | None,
         crossed: str | None,
     ) -> tuple[NewRoot, tuple[str, ...]]:
-        """The new root with the shortest chain that real verifiers accept, and what fails even so."""
+        """The new root with a short chain that real verifiers accept, and what fails even so."""
         now = self._clock.now()
-        failures: tuple[str, ...] = ()
         signer = prepared.intermediates[0] if prepared.intermediates else prepared.root_pem
-        for hops in _chains(state, prepared.root_pem, crossed, now):
+
+        async def failures_with(hops: tuple[str, ...]) -> tuple[str, ...]:
             intermediates = (*prepared.intermediates, *hops)
-            root = self._new_root(prepared, provider, intermediates)
-            failures = await self._probe.failures(
-                state, old=old, new=new, root_pem=root.pem, signer_pem=signer, intermediates=intermediates, now=now
+            return await self._probe.failures(
+                state,
+                old=old,
+                new=new,
+                root_pem=prepared.root_pem,
+                signer_pem=signer,
+                intermediates=intermediates,
+                now=now,
             )
-            if not failures:
-                break
-        return root, failures
+
+        hops, line = _chains(state, prepared.root_pem, crossed, now)
+        failures = await failures_with(hops)
+        if failures and line != hops and not await failures_with(line):
+            hops, failures = await _without_needless(line, failures_with), ()
+        return self._new_root(prepared, provider, (*prepared.intermediates, *hops)), failures
 
     def _predecessor(self, state: CAState, wanted: CAConfiguration, now: datetime) -> Signing | None:
         """What signs now, if it is to cross-sign; without cross-signing the old provider is not touched at all."""
@@ -370,21 +378,32 @@ def _check_index(state: CAState, cas: int | None, modify_index: int) -> None:
             )
 
 
-def _chains(state: CAState, root_pem: str, crossed: str | None, now: datetime) -> tuple[tuple[str, ...], ...]:
-    """Chains to choose from, shortest first.
+def _chains(
+    state: CAState, root_pem: str, crossed: str | None, now: datetime
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Two chains to choose from: the shortest paths side by side, and one line past every root.
 
     After rotating back and forth one authority has several cross-signed certificates. OpenSSL takes the first that fits
-    and never turns back, so the shortest paths side by side may not do; the former root's whole chain behind the new
-    cross-signed certificate is one line that leads past every root.
+    and never turns back, so the shortest paths may not do; the former root's whole chain behind the new cross-signed
+    certificate does for whoever could follow the former root's.
     """
-    shortest = intermediates_for(
-        root_pem, crossed, tuple((root.pem, root.intermediates) for root in _newest_first(state)), now
-    )
+    previous = tuple((root.pem, root.intermediates) for root in _newest_first(state))
+    shortest = intermediates_for(root_pem, crossed, previous, now)
     active = state.active_root
     if active is None or crossed is None:
-        return (shortest,)
-    line = tuple(dict.fromkeys((crossed, *unexpired(active.intermediates, now))))
-    return (shortest,) if line == shortest else (shortest, line)
+        return shortest, shortest
+    return shortest, tuple(dict.fromkeys((crossed, *unexpired(active.intermediates, now))))
+
+
+async def _without_needless(
+    line: tuple[str, ...], failures_with: Callable[[tuple[str, ...]], Awaitable[tuple[str, ...]]]
+) -> tuple[str, ...]:
+    """The chain without the certificates that no verifier misses, so that it does not grow with every rotation."""
+    for hop in reversed(line[1:]):
+        fewer = tuple(each for each in line if each != hop)
+        if not await failures_with(fewer):
+            line = fewer
+    return line
 
 
 def _newest_first(state: CAState) -> list[CARoot]:

@@ -185,6 +185,15 @@ async def test_rotating_back_takes_a_listed_root_and_keeps_every_bundle_working(
         assert set(accepted_by(leaf, node).values()) == {None}
 
 
+async def test_rotating_back_and_forth_does_not_make_the_chain_grow() -> None:
+    async with leading_node() as node:
+        for key in ("ec-256", "ec-384", "ec-256", "ec-384", "ec-256", "ec-384"):
+            await node.configure({**operator_root(key), **UNLIMITED})
+            (leaf,) = await node.sign("web")
+            assert set(accepted_by(leaf, node).values()) == {None}
+            assert len(active(node).intermediates) <= len(node.state.roots)
+
+
 async def test_without_cross_signing_the_old_provider_is_left_alone() -> None:
     async with leading_node() as node:
         old = active(node)
