@@ -46,7 +46,6 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "raft": {
             "",
             "compaction",
-            "compaction",
             "data_dir",
             "disk",
             "engine",
