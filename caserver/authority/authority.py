@@ -113,7 +113,7 @@ class Authority:
 
     async def execute(self, caller: Caller, request: Request) -> Answer:
         """Do one operation; NotLeader if this node does not lead."""
-        if self._bootstrap is None:
+        if self._bootstrap is None and not isinstance(request, ReadIndex):
             raise ConnectDisabled
         if not self._log.leadership.is_leader:
             raise NotLeader("this node does not lead")

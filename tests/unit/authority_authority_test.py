@@ -81,13 +81,19 @@ async def test_a_follower_does_nothing_and_says_who_it_is() -> None:
                 await follower.authority.execute(Caller(), request)
 
 
-@pytest.mark.parametrize("request_", [SignLeaves(()), ChangeConfiguration("{}"), ReadIndex()], ids=str)
-async def test_without_connect_every_operation_says_so(request_: Request) -> None:
+@pytest.mark.parametrize("request_", [SignLeaves(()), ChangeConfiguration("{}")], ids=str)
+async def test_without_connect_every_operation_of_the_ca_says_so(request_: Request) -> None:
     async with running(build_node(FakeLog(), connect=False)) as node:
         with pytest.raises(ConnectDisabled):
             await node.authority.execute(Caller(), request_)
         assert node.log.entries == ()
         assert node.authority.degraded == ()
+
+
+async def test_without_connect_the_log_can_still_be_read() -> None:
+    log = FakeLog()
+    async with running(build_node(log, connect=False)) as node:
+        assert await node.authority.execute(Caller(), ReadIndex(consistent=True)) == ReadAt(log.state.index)
 
 
 async def test_a_later_leader_only_reads_what_is_complete() -> None:
