@@ -445,8 +445,13 @@ class Engine:
         if view.standing in {Standing.EMPTY, Standing.LEARNER}:
             self._core.forget_match(peer)
             self._progress.pop(peer, None)
-        if self._standing() is not Standing.EMPTY:
-            return
+        standing = self._standing()
+        if standing is Standing.EMPTY:
+            self._consider_founding(peer, view)
+        elif standing is Standing.FOUNDING and self._node < min(self._guard.peers) and self._guard.may_campaign():
+            self._timer.deadline = self._clock.monotonic()  # nobody ever led: one of all need not wait for a leader
+
+    def _consider_founding(self, peer: str, view: PeerView) -> None:
         if view.standing is Standing.MEMBER:
             raise Corrupt(
                 f"the data directory of this node holds no log, but {peer} is a member of a cluster that lists it: "
@@ -473,8 +478,8 @@ class Engine:
     # -- leadership
 
     def hand_over(self, to: str | None = None) -> bool:
-        """Stop taking proposals and let ``to``, or the peer that is furthest, campaign; False if this node does not lead."""
-        if not self._core.is_leader() or (to is not None and to not in self._guard.peers):
+        """Stop taking proposals and let ``to``, or the peer that is furthest, campaign; False if that cannot be."""
+        if not self._core.is_leader() or not self._heirs(to):
             return False
         if self._hand_over is None:
             self._hand_over = _HandOver(to, self._clock.monotonic() + self._timing.timeout_max)
@@ -487,14 +492,15 @@ class Engine:
         if now > over.until:
             self._hand_over = None
             return
-        able = [
-            peer
-            for peer, view in self._guard.peers.items()
-            if view.announced and self._guard.is_voter(peer) and over.to in {None, peer}
-        ]
-        chosen = max(able, key=self._core.match_index, default=None)
+        chosen = max(self._heirs(over.to), key=self._core.match_index, default=None)
         if chosen and not over.sent and self._core.match_index(chosen) == self._core.last()[1]:
             over.sent = self.send(chosen, {"type": "timeout_now", "term": self._core.term()})
+
+    def _heirs(self, to: str | None) -> list[str]:
+        """The connected voters, or ``to`` alone if it is one."""
+        guard = self._guard
+        able = [peer for peer, view in guard.peers.items() if view.announced and guard.is_voter(peer)]
+        return able if to is None else [peer for peer in able if peer == to]
 
     def leadership(self) -> Leadership:
         """Who leads, as far as this node knows."""

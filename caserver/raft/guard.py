@@ -233,7 +233,8 @@ class Guard:
     def _votes(self) -> bool:
         return self._reactions.standing() in _VOTERS
 
-    def _may_campaign(self) -> bool:
+    def may_campaign(self) -> bool:
+        """Whether this node counts, and in a new cluster whether all others do, too."""
         standing = self._reactions.standing()
         if standing is Standing.FOUNDING:
             return all(self.is_voter(peer) for peer in self.peers)
@@ -313,7 +314,7 @@ class Guard:
         self._core.deliver(peer, message)
 
     def _timeout_now(self, peer: str, message: Message) -> None:
-        if message["term"] == self._core.term() and self._core.leader() == peer and self._may_campaign():
+        if message["term"] == self._core.term() and self._core.leader() == peer and self.may_campaign():
             self._campaign_term = self._transfer_term = self._core.term() + 1
 
     def _stale(self, peer: str, message: Message) -> None:
@@ -384,12 +385,12 @@ class Guard:
             return False
         if self._timer.expired() and self._campaign_term != self._core.term() + 1:
             self._timer.rearm(part=0.5)
-            if self._may_campaign():
+            if self.may_campaign():
                 self._ask_pre_votes()
         if self._campaign_term != self._core.term() + 1:
             return False
         self._campaign_term = 0
-        return self._may_campaign()
+        return self.may_campaign()
 
     def _ask_pre_votes(self) -> None:
         term = self._core.term() + 1

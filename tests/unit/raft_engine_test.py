@@ -35,12 +35,22 @@ def test_a_new_cluster_elects_nobody_before_every_listed_node_has_reported_empty
 
 
 def test_a_founding_node_that_restarts_is_still_counted():
-    lab = Lab("ABC")
-    disk = lab.crash("C")
+    lab = Lab("ABC", founded=False)
+    lab.link_all()
+    while {node.standing() for node in lab.nodes.values()} != {Standing.FOUNDING}:
+        lab.settle(rounds=1)
+    disk = lab.crash("C", power_loss=True)
     lab.start("C", disk)
     assert lab["C"].standing() is Standing.FOUNDING
     lab.run(2)
     assert len(lab.leaders()) == 1
+
+
+def test_a_new_cluster_has_a_leader_as_soon_as_it_is_founded():
+    lab = Lab("CAB", founded=False)
+    lab.link_all()
+    lab.settle()
+    assert lab.leaders() == ["A"]
 
 
 def test_an_isolated_leader_stops_believing_in_itself_within_the_longest_timeout():
@@ -90,6 +100,16 @@ def test_leadership_is_handed_over_at_once_and_no_proposal_is_taken_meanwhile():
     lab["C"].propose("x")
     lab.settle()
     assert lab["C"].outcomes == [Committed(1)]
+
+
+def test_leadership_is_not_handed_to_a_node_that_is_gone_unknown_or_this_one():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.crash("C")
+    assert [lab["A"].engine.hand_over(each) for each in ("C", "Z", "A")] == [False] * 3
+    lab["A"].propose("still taken")
+    lab.settle()
+    assert lab["A"].outcomes == [Committed(1)]
 
 
 def test_the_term_never_has_two_leaders_over_many_elections_with_lossy_links():
