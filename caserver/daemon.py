@@ -206,7 +206,7 @@ class _Agent:
             node_name=config.node_name,
             peers={name: (peer.address, peer.server_port) for name, peer in config.peers.items()} or own,
             connect_enabled=config.connect.enabled,
-            ready=lambda: self._readiness(authority),
+            ready=lambda: self._readiness(raft, authority),
             dev=config.dev,
         )
         server = ApiServer(view, _listeners(config), connections_per_client=config.limits.http_max_conns_per_client)
@@ -219,12 +219,16 @@ class _Agent:
             peers=len(config.peers) or 1,
         )
 
-    def _readiness(self, authority: Authority) -> Readiness:
+    def _readiness(self, raft: RaftThread[Command, CAState, Result], authority: Authority) -> Readiness:
         since = self._leaderless_since
-        if since is None:
-            return Readiness(ready=True, degraded=authority.degraded)
-        ready = self._clock.monotonic() - since < LEADERLESS_MAX
-        return Readiness(ready=ready, degraded=(("NoLeader", "no leader is known"), *authority.degraded))
+        degraded = list(authority.degraded)
+        if not raft.leadership.is_voter:
+            reason = "this node is catching up and has no vote yet; do not stop another server until it has"
+            degraded.insert(0, ("NotAVoter", reason))
+        if since is not None:
+            degraded.insert(0, ("NoLeader", "no leader is known"))
+        ready = since is None or self._clock.monotonic() - since < LEADERLESS_MAX
+        return Readiness(ready=ready, degraded=tuple(degraded))
 
     async def _watch_leader(self, raft: RaftThread[Command, CAState, Result]) -> None:
         leader = leader_of(raft.state, raft.leadership)
