@@ -6,6 +6,7 @@
         InvalidCSR                   the certificate signing request
         InvalidConfig                the CA configuration; first line is Consul's text, one line per further fault
         TooLarge                     a body over its limit
+        Misdirected                  sent by a browser to a name that is not this node's
       PermissionDenied
       NotFound
       RateLimited                    carries retry_after
@@ -61,6 +62,10 @@ class InvalidConfig(InvalidRequest):
 
 class TooLarge(InvalidRequest):
     """The request body is over the limit of its route."""
+
+
+class Misdirected(InvalidRequest):
+    """A browser called this node by a name that is not known to be its own."""
 
 
 class PermissionDenied(CaserverError):

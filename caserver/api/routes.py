@@ -24,6 +24,7 @@ class Route:
     summary: str
     subtree: bool = False
     body_max: int = BODY_MAX
+    secret: bool = False  # never over plain HTTP that leaves the machine, unless the operator allows it
     metadata: bool = False  # errors of the handler carry the X-Consul headers too
 
     @property
@@ -44,10 +45,22 @@ ROUTES: tuple[Route, ...] = (
         {"GET": connect_ca.get_configuration, "PUT": connect_ca.put_configuration},
         "CA configuration in force; replacing it may rotate the root",
         body_max=CONFIGURATION_MAX,
+        secret=True,
     ),
-    Route("/v1/connect/ca/sign", {"PUT": connect_ca.put_sign}, "Sign certificate signing requests of services"),
+    Route(
+        "/v1/connect/ca/sign",
+        {"PUT": connect_ca.put_sign},
+        "Sign certificate signing requests of services",
+        secret=True,
+    ),
     Route("/v1/agent/connect/ca/roots", {"GET": agent.get_roots}, "Trust bundle as this node knows it"),
-    Route("/v1/agent/connect/ca/leaf/", {"GET": agent.get_leaf}, "Leaf certificate and key of a service", subtree=True),
+    Route(
+        "/v1/agent/connect/ca/leaf/",
+        {"GET": agent.get_leaf},
+        "Leaf certificate and key of a service",
+        subtree=True,
+        secret=True,
+    ),
     Route("/v1/status/leader", {"GET": operator.get_leader}, "Raft address of the leader"),
     Route("/v1/status/peers", {"GET": operator.get_peers}, "Raft addresses of all servers"),
     Route("/v1/status/live", {"GET": operator.get_live}, "Whether the process answers"),

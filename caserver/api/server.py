@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from ssl import SSLContext
 from typing import Any
@@ -23,6 +24,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
 from caserver.api import status
+from caserver.api.origin import Hosts, refuse_exposed
 from caserver.api.query import Body, Call, NodeView, Readiness, Reply, metadata, parse
 from caserver.api.routes import EXACT, SUBTREES, Route
 from caserver.environment import within
@@ -46,11 +48,15 @@ _aiohttp_log = logging.getLogger("caserver.api.http")
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """One address to listen on; port 0 takes a free one, ``tls`` makes it HTTPS."""
+    """One address to listen on; port 0 takes a free one, ``tls`` makes it HTTPS.
+
+    ``exposed`` says that others may read along, so that routes with secrets are refused here.
+    """
 
     host: str
     port: int
     tls: SSLContext | None = None
+    exposed: bool = False
 
 
 class _Answer(web.Response):
@@ -64,7 +70,8 @@ class _Answer(web.Response):
 class _Protocol(web.RequestHandler):
     """One connection; a request that is not HTTP is answered as Go does, with a bare status."""
 
-    __slots__ = ()
+    __slots__ = ("exposed",)
+    exposed: bool  # others may read along
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -85,8 +92,11 @@ class _HttpServer(web.Server):
         self._clients: Counter[str] = Counter()
         self._counted: dict[web.RequestHandler, str] = {}
 
-    def __call__(self) -> web.RequestHandler:
-        return _Protocol(self, loop=asyncio.get_running_loop(), **self._options)
+    def connection(self, *, exposed: bool) -> web.RequestHandler:
+        """A new connection of a listener."""
+        made = _Protocol(self, loop=asyncio.get_running_loop(), **self._options)
+        made.exposed = exposed
+        return made
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """Called by every new connection."""
@@ -114,11 +124,17 @@ class ApiServer:
     """Serves the public interface of one node."""
 
     def __init__(
-        self, node: NodeView, listeners: Sequence[Listener], *, connections_per_client: int = CONNECTIONS_PER_CLIENT
+        self,
+        node: NodeView,
+        listeners: Sequence[Listener],
+        *,
+        connections_per_client: int = CONNECTIONS_PER_CLIENT,
+        hosts: Hosts | None = None,
     ) -> None:
         self._node = node
         self._listeners = tuple(listeners)
         self._per_client = connections_per_client
+        self._hosts = hosts or Hosts()
         self._http: _HttpServer | None = None
         self._sockets: list[asyncio.Server] = []
         self._writes: set[asyncio.Task[Reply]] = set()
@@ -136,8 +152,9 @@ class ApiServer:
         )
         try:
             for each in self._listeners:
+                connection = partial(self._http.connection, exposed=each.exposed)
                 self._sockets.append(
-                    await loop.create_server(self._http, each.host, each.port, ssl=each.tls, backlog=1024)
+                    await loop.create_server(connection, each.host, each.port, ssl=each.tls, backlog=1024)
                 )
         except OSError:
             await self.close()
@@ -178,6 +195,9 @@ class ApiServer:
         if request.method not in route.handlers:
             return route, _method_reply(request.method, route)
         try:
+            self._hosts.check(request.method, request.headers)
+            if route.secret and getattr(request.protocol, "exposed", True):
+                raise refuse_exposed(route.path)
             call = Call(options=parse(query, request.headers), remote=_remote(request), tail=tail)
         except CaserverError as exc:
             return route, _error(exc)

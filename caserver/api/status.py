@@ -14,6 +14,7 @@ _STATUS: dict[type[errors.CaserverError], int] = {
     errors.CaserverError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.Misdirected: HTTPStatus.MISDIRECTED_REQUEST,
     errors.PermissionDenied: HTTPStatus.FORBIDDEN,
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.RateLimited: HTTPStatus.TOO_MANY_REQUESTS,

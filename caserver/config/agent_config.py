@@ -146,6 +146,11 @@ class AgentConfig:
     log_json: bool
     warnings: tuple[str, ...] = ()
 
+    @property
+    def http_exposed(self) -> bool:
+        """Whether others may read along on the plain listener and the operator did not say that this is meant."""
+        return not (self.http.allow_insecure_http or _is_loopback(self.client_addr))
+
     @classmethod
     def load(
         cls,
@@ -213,11 +218,16 @@ class _Reading:
             raft_multiplier=multiplier,
             rpc_hold_timeout=hold_timeout,
             limits=self._limits(top.mapping("limits")),
-            http=self._http(top.mapping("http_config"), client_addr, ports),
+            http=self._http(top.mapping("http_config")),
             log_level=self._log_level(top),
             log_json=top.flag("log_json"),
         )
         self._done(top)
+        if ports.http is not None and config.http_exposed:
+            self._warnings.append(
+                f"client_addr: {client_addr} is not loopback and port {ports.http} is plain HTTP, so private keys and "
+                "configuration are not served there; use HTTPS, or set http_config { allow_insecure_http = true }"
+            )
         if self._ignored:
             self._warnings.append(f"keys of Consul without a meaning here, ignored: {', '.join(sorted(self._ignored))}")
         return replace(config, warnings=tuple(self._warnings))
@@ -433,15 +443,10 @@ class _Reading:
         self._done(fields)
         return limits
 
-    def _http(self, given: Mapping[str, object], client_addr: str, ports: Ports) -> HTTPSettings:
+    def _http(self, given: Mapping[str, object]) -> HTTPSettings:
         fields = self._section("http_config", given)
         http = HTTPSettings(fields.flag("allow_insecure_http"), fields.texts("allowed_hosts"))
         self._done(fields)
-        if ports.http is not None and not http.allow_insecure_http and not _is_loopback(client_addr):
-            self._warnings.append(
-                f"client_addr: {client_addr} is not loopback and port {ports.http} is plain HTTP, so private keys and "
-                "configuration are not served there; use HTTPS, or set http_config { allow_insecure_http = true }"
-            )
         return http
 
     def _connect(self, given: Mapping[str, object], judge_ca: JudgeCA | None) -> ConnectSettings:

@@ -92,14 +92,21 @@ def _load_identity(context: ssl.SSLContext, cert_chain_pem: str, key_pem: Secret
 def peer_uris(connection: ssl.SSLObject | ssl.SSLSocket) -> tuple[str, ...]:
     """All URI names in the certificate of the verified peer; empty if it presented none."""
     der = connection.getpeercert(binary_form=True)
-    if der is None:
-        return ()
-    certificate = x509.load_der_x509_certificate(der)
+    names = None if der is None else _names(x509.load_der_x509_certificate(der))
+    return () if names is None else tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
+
+
+def dns_names(chain_pem: str) -> tuple[str, ...]:
+    """The DNS names in the first certificate of a PEM chain; ValueError if there is no certificate."""
+    names = _names(x509.load_pem_x509_certificate(chain_pem.encode()))
+    return () if names is None else tuple(names.get_values_for_type(x509.DNSName))
+
+
+def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        return ()
-    return tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
+        return None
 
 
 def peer_uri(connection: ssl.SSLObject | ssl.SSLSocket) -> str | None:

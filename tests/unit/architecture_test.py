@@ -25,7 +25,7 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output"}},
     {"": {"daemon"}},
-    {"api": {"", "agent", "connect_ca", "operator", "query", "routes", "server", "status"}},
+    {"api": {"", "agent", "connect_ca", "operator", "origin", "query", "routes", "server", "status"}},
     {"": {"leaf_cache"}},
     {"forwarding": {"", "channel", "leader"}},
     {

@@ -480,3 +480,23 @@ def test_the_examples_of_three_nodes_agree() -> None:
     assert len({config.node_name for config in configs}) == 3
     assert all(config.peers == configs[0].peers for config in configs)
     assert {config.node_name for config in configs} == set(configs[0].peers)
+
+
+@pytest.mark.parametrize(
+    ("address", "http_config", "exposed"),
+    [
+        ("127.0.0.1", {}, False),
+        ("localhost", {}, False),
+        ("::1", {}, False),
+        ("0.0.0.0", {}, True),  # noqa: S104 - what the test is about
+        ("10.0.0.1", {"allowed_hosts": ["ca.example.com"]}, True),
+        ("10.0.0.1", {"allow_insecure_http": True}, False),
+    ],
+)
+def test_plain_http_beyond_the_machine_is_exposed_unless_it_is_meant(
+    address: str, http_config: dict[str, object], exposed: bool, tmp_path: Path
+) -> None:
+    config = load({**CLUSTER, "client_addr": address, "http_config": http_config}, at=tmp_path)
+
+    assert config.http_exposed is exposed
+    assert any("plain HTTP" in warning for warning in config.warnings) is exposed

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from caserver.fields import Secret
 from caserver.pki import keys
-from caserver.pki.tls import TLS12, TLS13, client_context, peer_uri, peer_uris, server_context
+from caserver.pki.tls import TLS12, TLS13, client_context, dns_names, peer_uri, peer_uris, server_context
 from tests.testkit import mesh
 from tests.testkit.keys import private_key
 
@@ -150,3 +153,20 @@ def test_no_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     client_context(LEAF, KEY, ca_pems=[ROOT])
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_dns_names_of_a_certificate_are_those_of_its_first() -> None:
+    assert dns_names(LEAF + ROOT) == ()
+    named = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([]))
+        .public_key(private_key("ec-256").public_key())
+        .serial_number(1)
+        .not_valid_before(datetime(2026, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2027, 1, 1, tzinfo=UTC))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("ca.example.com")]), critical=False)
+        .sign(private_key("ec-256"), hashes.SHA256())
+    )
+
+    assert dns_names(named.public_bytes(Encoding.PEM).decode()) == ("ca.example.com",)
