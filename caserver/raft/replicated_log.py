@@ -17,6 +17,7 @@ from caserver.environment import Clock, Workers
 from caserver.errors import NotLeader
 from caserver.raft.compaction import Making
 from caserver.raft.engine import Engine, Proposal
+from caserver.raft.guard import Standing
 from caserver.raft.ports import Leadership, Message, Network, NotCommitted, Outcome, OutcomeUnknown, StateMachine
 
 Command = TypeVar("Command")
@@ -25,6 +26,7 @@ Result = TypeVar("Result")
 Selected = TypeVar("Selected")
 
 _log = structlog.get_logger(__name__)
+_HINT_AFTER, _HINT_EVERY = 5.0, 30.0  # seconds
 _STOPPED = "this Raft node has stopped"
 
 
@@ -96,6 +98,8 @@ class ReplicatedLog(Generic[Command, State, Result]):
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
         self._compaction: asyncio.Task[None] | None = None
+        self._hint_at = clock.monotonic() + _HINT_AFTER
+        self._standing: Standing | None = None
         self._pending: set[Callable[[str], None]] = set()
         self._leadership = Leadership(node="", leader=None, term=0, is_leader=False)
         self._published: tuple[Any, Leadership] = (machine.state, self._leadership)
@@ -226,6 +230,21 @@ class ReplicatedLog(Generic[Command, State, Result]):
         if engine.making is not None and self._compaction is None:
             self._compaction = self._loop.create_task(self._compact(engine, engine.making))
         self._publish(engine)
+        self._tell_operator(engine)
+
+    def _tell_operator(self, engine: Engine) -> None:
+        if engine.standing is not self._standing:
+            self._standing = engine.standing
+            _log.info("standing", standing=self._standing.value)
+        if self._clock.monotonic() >= self._hint_at:
+            self._hint_at = self._clock.monotonic() + _HINT_EVERY
+            missing = engine.missing()
+            if missing:
+                _log.warning(
+                    "new_cluster_waits",
+                    missing=missing,
+                    remedy="a new cluster elects its first leader once every listed node has been heard from",
+                )
 
     def _publish(self, engine: Engine) -> None:
         state, leadership = self._machine.state, engine.leadership()

@@ -91,7 +91,7 @@ class RaftThread(Generic[Command, State, Result]):
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log: ReplicatedLog[Command, State, Result] | None = None
-        self._streams: Streams | None = None
+        self._address: Address | None = None
         self._quit: asyncio.Event | None = None
         self._notice_sent = False
         self._idle = Leadership(node=settings.node, leader=None, term=0, is_leader=False)
@@ -121,7 +121,7 @@ class RaftThread(Generic[Command, State, Result]):
     @property
     def address(self) -> Address | None:
         """Where peers are listened to; None for a single node."""
-        return None if self._streams is None else self._streams.address
+        return self._address
 
     async def stop(self) -> None:
         """Hand leadership over if this node leads, then end the thread; waits for both."""
@@ -272,7 +272,7 @@ class RaftThread(Generic[Command, State, Result]):
         log.start(engine, network, before_change=binder.bind)
         if streams is not None:
             await self._listen(streams)
-        self._log, self._streams = log, streams
+        self._log = log
         self._tell_main(_set_ready, ready)
         try:
             await self._until_told(log)
@@ -288,6 +288,7 @@ class RaftThread(Generic[Command, State, Result]):
         except OSError as exc:
             host, port = self._settings.bind
             raise OSError(exc.errno, f"cannot listen for other nodes on {host}:{port}: {exc.strerror or exc}") from exc
+        self._address = streams.address
 
     def _make_streams(self, log: ReplicatedLog[Command, State, Result], membership: Membership) -> Streams | None:
         settings = self._settings

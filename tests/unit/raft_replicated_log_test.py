@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+import structlog.testing
 
 from caserver.environment import InlineWorkers
 from caserver.errors import Corrupt, NotLeader
@@ -209,6 +210,19 @@ async def test_a_failing_selector_fails_its_own_waiters_only():
     assert await good == 1
     with pytest.raises(ZeroDivisionError):
         await bad
+    log.stop()
+
+
+async def test_an_operator_is_told_whom_a_new_cluster_waits_for():
+    lab = Lab("ABC", founded=False)
+    lab.link("A", "B")
+    lab.settle()
+    log, _ = _started(lab)
+    lab.clock.elapsed += 6
+    with structlog.testing.capture_logs() as lines:
+        log.link("C", up=False)
+        await asyncio.sleep(0.01)
+    assert [each["missing"] for each in lines if each["event"] == "new_cluster_waits"] == [["C"]]
     log.stop()
 
 
