@@ -118,6 +118,7 @@ class Engine:
             node, peers, hooks=self, journal=journal, heartbeat=timing.heartbeat, timeout=timing.timeout_max
         )
         self._guard = Guard(
+            node=node,
             peers=peers,
             core=self._core,
             network=network,

@@ -139,6 +139,7 @@ class Guard:
     def __init__(
         self,
         *,
+        node: str,
         peers: Sequence[str],
         core: Core,
         network: Network,
@@ -147,6 +148,7 @@ class Guard:
         timer: ElectionTimer,
         reactions: Reactions,
     ) -> None:
+        self._node = node
         self._core, self._network, self._clock, self._timing, self._timer = core, network, clock, timing, timer
         self._reactions = reactions
         self.peers = {peer: PeerView() for peer in peers}
@@ -189,7 +191,12 @@ class Guard:
         elif peer == self._core.leader() and not self._core.is_leader():
             # Its process is gone, or the network is: ask around early. While others hear the leader they will say no.
             self.leader_lost = True
-            self._timer.deadline = min(self._timer.deadline, self._clock.monotonic() + self._timing.timeout_min / 4)
+            self._timer.deadline = min(self._timer.deadline, self._clock.monotonic() + self._turn_after(peer))
+
+    def _turn_after(self, lost: str) -> float:
+        """Seconds until it is this node's turn to campaign after ``lost``: all notice at once, and would split the vote."""
+        left = sorted({self._node, *self.peers} - {lost})
+        return self._timing.timeout_min / 8 * (1 + left.index(self._node))
 
     def announce(self) -> None:
         """Tell every connected peer what this node is now."""

@@ -250,10 +250,11 @@ class Lab:
         for _ in range(rounds):
             for node in self.nodes.values():
                 node.engine.tick()
-            busy = [pair for pair, queue in self.wire.queues.items() if queue]
-            for a, b in busy:
+            # Only what is under way now: an answer travels as long as any other message.
+            busy = [(pair, len(queue)) for pair, queue in self.wire.queues.items() if queue]
+            for (a, b), count in busy:
                 if b in self.nodes:
-                    self.deliver(a, b)
+                    self.deliver(a, b, count=count)
                 else:
                     self.wire.queues[(a, b)].clear()
             if not busy:

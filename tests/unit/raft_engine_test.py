@@ -88,6 +88,15 @@ def test_the_loss_of_the_link_to_the_leader_makes_an_election_quick():
     assert lab.clock.elapsed - before < TIMING.timeout_min
 
 
+@pytest.mark.parametrize("names", ["ABC", "ABCDE"])
+def test_nodes_that_lose_their_leader_at_the_same_moment_do_not_split_the_vote(names: str):
+    lab = Lab(names)
+    leader = lab.await_leader()
+    lab.run(0.3)
+    lab.crash(leader.name)
+    assert lab.await_leader().engine.leadership().term == leader.engine.leadership().term + 1
+
+
 def test_leadership_is_handed_over_at_once_and_no_proposal_is_taken_meanwhile():
     lab = Lab("ABC")
     lab.elect("A")
