@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from caserver.api.routes import ROUTES, Route
+from caserver.cli import VERBS
 from caserver.config.agent_config import KEYS, AgentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,14 @@ def test_every_route_is_in_the_readme(route: Route) -> None:
 @pytest.mark.parametrize("key", sorted({word for key in (*KEYS.scalars, *KEYS.open_tables) for word in key.split(".")}))
 def test_every_agent_key_is_in_the_readme(key: str) -> None:
     assert f"`{key}" in README
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_in_the_readme(verb: str) -> None:
+    group, _, last = verb.rpartition(" ")
+    lines = [line for line in README.splitlines() if line.startswith(f"caserver {group}".strip())]
+
+    assert any(last in line.split() for line in lines)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").iterdir()), ids=lambda file: file.name)
