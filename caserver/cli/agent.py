@@ -35,7 +35,7 @@ _CONSUL_SWITCHES = {"bootstrap": "bootstrap", "server": "server", "ui": "ui"}
 _CONSUL_NO_EFFECT = "No effect; accepted so that a start script can be kept."
 _CONSUL_PEERS = "No effect beside peer blocks, which replace it; refused without them."
 
-_SOURCES = (
+SOURCES = (
     Flag(
         "config-file",
         "File (*.hcl or *.json) to read configuration from, or a directory of such files. May be given several times; "
@@ -85,12 +85,13 @@ _CONSUL = (
     Flag("ui", _CONSUL_NO_EFFECT, takes=Takes.NOTHING),
 )
 _AGENT_FLAGS = (
-    ("Configuration (every key also has a variable: CASERVER_PORTS_HTTP is ports.http)", (*_SOURCES, *_SETTINGS)),
+    ("Configuration (every key also has a variable: CASERVER_PORTS_HTTP is ports.http)", (*SOURCES, *_SETTINGS)),
     ("Flags of Consul", _CONSUL),
 )
 
 
-def _load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = ()) -> AgentConfig:
+def load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = ()) -> AgentConfig:
+    """The configuration that flags, files (``extra`` after those of the flags) and environment give; InvalidConfig."""
     # These load the certificate library, which `version` has no use for.
     from caserver.config.agent_config import AgentConfig  # noqa: PLC0415
     from caserver.state.configuration import parse_bootstrap  # noqa: PLC0415
@@ -108,9 +109,9 @@ def _load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = (
 
 def _agent(parsed: Parsed, environ: Mapping[str, str]) -> int:
     try:
-        config = _load(parsed, environ, tuple(parsed.arguments))
+        config = load(parsed, environ, tuple(parsed.arguments))
     except InvalidConfig as exc:
-        complain(_faults("==> The configuration has faults:", exc))
+        complain(faults("==> The configuration has faults:", exc))
         return 1
     # The daemon logs the configuration's warnings. It brings the Raft engine and the HTTP server with it.
     from caserver import daemon  # noqa: PLC0415
@@ -123,9 +124,9 @@ def _validate(parsed: Parsed, environ: Mapping[str, str]) -> int:
         complain("Must specify at least one config file or directory")
         return 1
     try:
-        config = _load(parsed, environ, tuple(parsed.arguments))
+        config = load(parsed, environ, tuple(parsed.arguments))
     except InvalidConfig as exc:
-        complain(_faults("Config validation failed:", exc))
+        complain(faults("Config validation failed:", exc))
         return 1
     for warning in config.warnings:
         complain(f"Warning: {warning}")
@@ -134,7 +135,8 @@ def _validate(parsed: Parsed, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _faults(heading: str, exc: InvalidConfig) -> str:
+def faults(heading: str, exc: InvalidConfig) -> str:
+    """The faults of a configuration, one a line, below a heading."""
     return heading + "".join(f"\n    {line}".rstrip(" ") for line in exc.detail.splitlines())
 
 

@@ -63,6 +63,19 @@ def _text_or_none(given: object) -> str | None:
     return None if given is None else _text(given)
 
 
+def generation_number(generation: str) -> int:
+    """How many imports made ``generation``; ValueError if it is not one."""
+    number, _, content = generation.partition(":")
+    if not number.isascii() or not number.isdigit() or (int(number) > 0) != bool(content):
+        raise ValueError(f"{generation[:80]!r} is not a generation")
+    return int(number)
+
+
+def next_generation(generation: str, content: bytes) -> str:
+    """The generation after ``generation`` that begins with ``content``: two imports of different content never meet."""
+    return f"{generation_number(generation) + 1}:{hashlib.sha256(content).hexdigest()}"
+
+
 def names_digest(names: Collection[str]) -> str:
     """SHA-256 (hex) of the sorted node names; the same on all nodes of one cluster."""
     return hashlib.sha256(json.dumps(sorted(set(names))).encode()).hexdigest()

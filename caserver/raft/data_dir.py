@@ -12,7 +12,7 @@ In order: lock, marker, rules; then snapshot, journal and their agreement (``loa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import structlog
@@ -20,7 +20,7 @@ import structlog
 from caserver.errors import Corrupt
 from caserver.internode.membership import FIRST_GENERATION, Membership, names_digest
 from caserver.raft import snapshot_file
-from caserver.raft.journal import JOURNAL_FILE, Journal
+from caserver.raft.journal import JOURNAL_FILE, Entry, Journal, replace_file
 from caserver.raft.ports import Disk
 from caserver.raft.snapshot_file import SNAPSHOT_FILE
 
@@ -41,10 +41,17 @@ class Marker:
 
     node: str
     names: str  # digest of the list of nodes
+    members: tuple[str, ...] = ()  # that list, sorted; empty if it was written by a release that did not keep it
     generation: str | None = FIRST_GENERATION  # None: a learner that has not met its cluster yet
     initialised: bool = False  # it may have voted or acknowledged entries
     rejoining: bool = False  # a learner: it lost its log, and is not promoted yet
     cluster_id: str | None = None  # of the first Bootstrap that was applied here
+    importing: bool = False  # `recover import` is at work, or was interrupted
+
+    @classmethod
+    def of(cls, node: str, names: Collection[str]) -> Marker:
+        """The marker of a new node."""
+        return cls(node=node, names=names_digest(names), members=tuple(sorted(set(names))))
 
     def encode(self) -> bytes:
         """JSON for people as well."""
@@ -58,12 +65,15 @@ class Marker:
             raise ValueError("not a marker")
         if given.pop("format") > FORMAT:
             raise Corrupt(f"{MARKER_FILE} was written by a later release of caserver: use that one, or a newer one")
+        members = given.pop("members", [])
+        if type(members) is not list:
+            raise ValueError("not a marker")
         try:
-            marker = cls(**given)
+            marker = cls(**given, members=tuple(members))
         except TypeError as exc:
             raise ValueError("not a marker") from exc
-        flags, texts = (marker.initialised, marker.rejoining), (marker.node, marker.names)
-        optional = (marker.generation, marker.cluster_id)
+        flags = (marker.initialised, marker.rejoining, marker.importing)
+        texts, optional = (marker.node, marker.names, *marker.members), (marker.generation, marker.cluster_id)
         if {type(each) for each in flags} != {bool} or {type(each) for each in texts} != {str}:
             raise ValueError("not a marker")
         if not {type(each) for each in optional} <= {str, type(None)}:
@@ -87,21 +97,35 @@ class DataDir:
         """
         disk.lock()
         found = _Found.look(disk)
-        fresh = Marker(node=node, names=names_digest(names))
+        fresh = Marker.of(node, names)
         if found.marker is not None and found.marker.initialised:
             _require_same(found.marker, fresh)
         fault = found.fault()
         starts_over = fault is not None and (rejoin or found.is_learner)
         if fault is not None and not starts_over:
-            raise Corrupt(f"{fault}; {_REMEDY}")
+            raise Corrupt(f"{fault}; {found.remedy}")
         if starts_over:
             _log.warning("rejoin_started_over", reason=fault)
             # Before the marker: a crash in between must not leave a learner with a log that nobody vouches for.
-            _clear(disk, keep=not found.is_learner)
+            _clear(disk, keep=found.marker is None or not (found.is_learner or found.marker.importing))
         marker = found.learner(fresh) if starts_over else found.carried_on(fresh, rejoin=rejoin)
         if marker != found.marker:
             disk.replace(MARKER_FILE, marker.encode())
         return cls(disk, marker, names)
+
+    @classmethod
+    def reopen(cls, disk: Disk) -> DataDir:
+        """Lock a directory that a node has run on and take it for what its marker says, without a configuration.
+
+        OSError if another process holds it or it cannot be read; Corrupt, with a remedy, if no node may run on it.
+        """
+        disk.lock()
+        found = _Found.look(disk)
+        if (fault := found.fault()) is not None:
+            raise Corrupt(f"{fault}; {found.remedy}")
+        if found.marker is None:
+            raise Corrupt(f"there is no {MARKER_FILE} here, no node has run on it: give the data_dir of a node")
+        return cls(disk, found.marker, found.marker.members)
 
     def load(self, *, on_fault: Callable[[OSError], None]) -> tuple[Journal, snapshot_file.Snapshot | None]:
         """Open snapshot and journal and bring them in line; Corrupt, with a remedy, if they cannot be trusted."""
@@ -109,6 +133,11 @@ class DataDir:
         journal = Journal(self._disk, on_fault=on_fault)
         journal.heal(None if snapshot is None else (snapshot.previous, snapshot.last))
         return journal, snapshot
+
+    @property
+    def marker(self) -> Marker:
+        """What the directory says about itself."""
+        return self._marker
 
     @property
     def initialised(self) -> bool:
@@ -127,6 +156,8 @@ class DataDir:
 
     def mark_initialised(self) -> None:
         """Make this node a voter, durable on return; before its first vote, answer or promotion counts. OSError."""
+        if self._marker.rejoining:
+            _log.info("promoted", reason="the log is caught up: this node counts again")
         self._store(replace(self._marker, initialised=True, rejoining=False))
 
     def mark_cluster(self, cluster_id: str) -> None:
@@ -186,6 +217,8 @@ class _Found:
         """Why no running node leaves such a directory behind; None if one does."""
         if self.damage is not None:
             return self.damage
+        if self.marker is not None and self.marker.importing:
+            return "`caserver operator recover import` was interrupted here"
         if self.marker is None and (self.has_log or self.has_snapshot):
             return f"the data directory holds a log or a snapshot but no {MARKER_FILE}: nobody knows whose they are"
         if self.marker is not None and self.marker.initialised and not self.has_log:
@@ -195,6 +228,13 @@ class _Found:
         if self.has_snapshot and not self.has_log:
             return f"there is a snapshot and no {JOURNAL_FILE}: term and vote are lost"
         return None
+
+    @property
+    def remedy(self) -> str:
+        """What to do about the fault."""
+        if self.marker is not None and self.marker.importing:
+            return "run it again with the same exports"
+        return _REMEDY
 
     def learner(self, fresh: Marker) -> Marker:
         """The marker of a node that starts over; it stays in the cluster that it is known to have been in."""
@@ -209,9 +249,9 @@ class _Found:
         if stored is not None and stored.initialised:
             if rejoin:
                 _log.warning("rejoin_ignored", reason="the data directory is complete; remove the flag")
-            return stored
+            return replace(stored, members=fresh.members)
         if stored is not None and stored.rejoining:
-            return replace(stored, node=fresh.node, names=fresh.names)
+            return replace(stored, node=fresh.node, names=fresh.names, members=fresh.members)
         return replace(fresh, generation=None, rejoining=True) if rejoin else fresh
 
 
@@ -228,12 +268,40 @@ def _require_same(stored: Marker, fresh: Marker) -> None:
         )
 
 
+def stored_marker(disk: Disk) -> Marker | None:
+    """The marker of a locked directory, None if it is new; Corrupt if there are files and nobody knows whose."""
+    found = _Found.look(disk)
+    if found.marker is None and (found.damage or found.has_log or found.has_snapshot):
+        raise Corrupt(f"{found.fault()}; move the files of the data directory away first")
+    return found.marker
+
+
+def install(disk: Disk, marker: Marker, *, snapshot: bytes, entries: Sequence[Entry], term: int) -> None:
+    """Make a locked directory that of a voter with this state and log, durable on return. OSError.
+
+    A crash at any step leaves the former content, or a directory that no node starts on and that takes another ``install``.
+    What a voter had there is kept aside.
+    """
+    former = stored_marker(disk)
+    if former is not None and former.initialised:
+        _keep_aside(disk, MARKER_FILE, JOURNAL_FILE, SNAPSHOT_FILE)
+    disk.replace(MARKER_FILE, replace(marker, importing=True).encode())
+    disk.replace(SNAPSHOT_FILE, snapshot)
+    replace_file(disk, entries=entries, term=term)
+    disk.replace(MARKER_FILE, replace(marker, initialised=True).encode())
+
+
 def _clear(disk: Disk, *, keep: bool) -> None:
     """Remove log and snapshot; ``keep`` leaves copies under other names: they may be all that is left of a cluster."""
+    if keep:
+        _keep_aside(disk, JOURNAL_FILE, SNAPSHOT_FILE)
     for name in (JOURNAL_FILE, SNAPSHOT_FILE):
+        if disk.read(name) is not None:
+            disk.replace(name, None)
+
+
+def _keep_aside(disk: Disk, *names: str) -> None:
+    for name in names:
         content = disk.read(name)
-        if content is None:
-            continue
-        if keep:
+        if content is not None:
             disk.replace(name + _OLD, content)
-        disk.replace(name, None)

@@ -159,6 +159,12 @@ def _require_torn(content: bytes, damaged: int) -> None:
             )
 
 
+def replace_file(disk: Disk, *, entries: Sequence[Entry], term: int) -> None:
+    """Put a journal of committed ``entries`` in place of whatever is there, atomically and durably, without a vote. OSError."""
+    contents = _Contents(entries=list(entries), term=term, commit=entries[-1][1])
+    disk.replace(JOURNAL_FILE, contents.encode())
+
+
 class Journal(pysyncobj_journal.Journal):  # type: ignore[misc]  # pysyncobj ships no types
     """The engine's log over a ``Disk``; lives on the Raft thread. Corrupt if the file cannot be trusted, OSError if unreadable.
 
@@ -397,7 +403,10 @@ class Journal(pysyncobj_journal.Journal):  # type: ignore[misc]  # pysyncobj shi
         except OSError as exc:
             self._failure = exc
             self._on_fault(exc)
-            raise JournalFailed(f"the journal cannot be written: {exc}") from exc
+            raise JournalFailed(
+                f"the journal cannot be written: {exc}; nothing that was acknowledged is lost: make room, or mend or "
+                "replace the disk, and start the node again"
+            ) from exc
 
     def _require_committed(self) -> None:
         entries, commit = self._contents.entries, self._contents.commit

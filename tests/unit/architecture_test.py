@@ -23,7 +23,7 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 
 # Top to bottom; a package stands for itself ("" is its __init__). Imports go downwards, or stay within one package.
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
-    {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output"}},
+    {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output", "recover"}},
     {"": {"daemon"}},
     {"api": {"", "agent", "connect_ca", "operator", "origin", "query", "routes", "server", "status"}},
     {"": {"leaf_cache"}},
@@ -53,6 +53,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "journal",
             "messages",
             "ports",
+            "recovery",
             "replicated_log",
             "seam",
             "snapshot_file",

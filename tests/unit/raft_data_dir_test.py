@@ -63,7 +63,7 @@ class TestOrdinaryStarts:
             assert (directory.initialised, directory.rejoining, directory.cluster_id) == (False, False, None)
             assert disk.read(JOURNAL_FILE) is None
 
-        assert stored(disk.after_power_loss()) == Marker(node="n1", names=Membership(NAMES).digest)
+        assert stored(disk.after_power_loss()) == Marker.of("n1", NAMES)
 
     def test_what_was_marked_survives_a_power_loss(self) -> None:
         directory = started(member().after_power_loss())
@@ -99,7 +99,7 @@ class TestOrdinaryStarts:
         started(disk)
         started(disk, node="n9", names=("n8", "n9"))
 
-        assert stored(disk) == Marker(node="n9", names=Membership(("n8", "n9")).digest)
+        assert stored(disk) == Marker.of("n9", ("n9", "n8"))
 
     def test_a_crash_before_the_journal_was_made_is_an_ordinary_start(self) -> None:
         disk = MemoryDisk()
