@@ -146,11 +146,13 @@ def _report(config: AgentConfig, plan: Import, *, changed: bool) -> None:
         )
     names = ", ".join(sorted({config.node_name, *config.peers}))
     if changed:
-        lines.append(
-            f"Node {config.node_name} of {names} begins generation {plan.generation} with that of {plan.chosen.node}."
-        )
-        lines.append("Import the same exports on every other node of this list, then start all of them.")
-        lines.append("What the data directory held before is kept in *.old files; remove them when the cluster runs.")
+        lines += [
+            f"Node {config.node_name} of {names} begins generation {plan.generation} with that of {plan.chosen.node}.",
+            "Import the same exports on every other node of this list, then start all of them.",
+            "If this node has run in that generation before and lost its data, do not start it so: empty the directory and "
+            "start it with -rejoin.",
+            "What a data directory held before is kept in *.old files; remove them when the cluster runs.",
+        ]
     else:
         lines.append(f"Node {config.node_name} has imported this before; nothing was changed.")
     say("\n".join(lines))

@@ -22,7 +22,7 @@ from caserver.errors import Corrupt
 from caserver.internode.membership import generation_number, next_generation
 from caserver.raft import data_dir, snapshot_file
 from caserver.raft.data_dir import DataDir, Marker
-from caserver.raft.journal import Entry, Journal
+from caserver.raft.journal import JOURNAL_FILE, Entry, Journal
 from caserver.raft.ports import Disk, StateMachine
 from caserver.raft.seam import COMMAND, CONTROL
 
@@ -245,8 +245,9 @@ def install(disk: Disk, plan: Import, *, node: str, names: Collection[str]) -> b
             return False
         _require_own(stored, plan, node)
         _require_not_behind(stored, plan)
-        if stored.initialised and stored.generation == plan.chosen.generation:
-            _require_unchanged(disk, plan, node)
+        has_log = disk.read(JOURNAL_FILE) is not None
+        if has_log and stored.initialised and stored.generation == plan.chosen.generation:
+            _require_unchanged(DataDir(disk, stored, stored.members), plan, node)
     snapshot = plan.chosen.snapshot
     data_dir.install(
         disk,
@@ -295,10 +296,10 @@ def _require_not_behind(stored: Marker, plan: Import) -> None:
         )
 
 
-def _require_unchanged(disk: Disk, plan: Import, node: str) -> None:
+def _require_unchanged(directory: DataDir, plan: Import, node: str) -> None:
     """Refuse to replace a log that holds more than what is imported, or more than was exported of it."""
     try:
-        journal, _ = DataDir.reopen(disk).load(on_fault=lambda _: None)
+        journal, _ = directory.load(on_fault=lambda _: None)
     except Corrupt:
         return  # it is lost anyway
     own = _position(journal)
