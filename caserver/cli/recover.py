@@ -149,8 +149,7 @@ def _report(config: AgentConfig, plan: Import, *, changed: bool) -> None:
         lines += [
             f"Node {config.node_name} of {names} begins generation {plan.generation} with that of {plan.chosen.node}.",
             "Import the same exports on every other node of this list, then start all of them.",
-            "If this node has run in that generation before and lost its data, do not start it so: empty the directory and "
-            "start it with -rejoin.",
+            "If this node ran in that generation before and lost its data: empty the directory, start it with -rejoin.",
             "What a data directory held before is kept in *.old files; remove them when the cluster runs.",
         ]
     else:
