@@ -37,13 +37,14 @@ from caserver.pki import tls
 from caserver.providers.builtin import builtin_factory
 from caserver.raft.disk import PosixDisk
 from caserver.raft.journal import JournalFailed
+from caserver.raft.ports import Seals
 from caserver.raft.thread import RaftSettings, RaftThread
 from caserver.state.commands import Command, Result
 from caserver.state.configuration import CAConfiguration, parse_bootstrap
 from caserver.state.lifecycle import leader_of
 from caserver.state.machine import CAStateMachine
 from caserver.state.model import CAState
-from caserver.state.sealing import sealed_values
+from caserver.state.sealing import keys_in_command, keys_in_state
 from caserver.telemetry import logs
 
 EXIT_OK = 0
@@ -174,13 +175,10 @@ class _Agent:
             clock=self._clock,
             entropy=self._entropy,
             cluster_id=lambda state: state.cluster_id,
+            seals=Seals(keys_in_command, keys_in_state),
         )
         await raft.start()
         stack.push_async_callback(raft.stop)
-        held = set(keyring.key_ids)
-        for name, value in sealed_values(raft.state).items():
-            if value[:8].hex() not in held:
-                keyring.open(value, purpose=name)  # raises Corrupt, naming the key that is missing
         return raft
 
     def _channel(self, identity: NodeIdentity, authority: Authority) -> Channel:

@@ -14,10 +14,11 @@ from typing import assert_never
 import structlog
 
 from caserver.authority.clock_guard import ClockGuard
-from caserver.authority.custody import Custody
+from caserver.authority.custody import HMAC_KEY_PURPOSE, Custody
 from caserver.authority.issuance import Issuance
 from caserver.authority.maintenance import Maintenance
 from caserver.authority.ports import Log, Providers, verdict
+from caserver.authority.resealing import Resealing
 from caserver.authority.rotation import NONCE_BYTES, Rotation
 from caserver.environment import Clock, Entropy, Workers
 from caserver.errors import (
@@ -50,7 +51,6 @@ from caserver.state.commands import Applied, Bootstrap, Reason, Refused
 from caserver.state.configuration import CAConfiguration, open_stored, same_meaning, seal
 from caserver.state.model import CAState
 
-HMAC_KEY_PURPOSE = "acl/hmac-key"  # associated data of the sealed key that token hashes are made with
 HMAC_KEY_BYTES = 32
 BACKOFF_MIN = 1.0  # seconds before office is tried to be taken again; doubles up to
 BACKOFF_MAX = 60.0
@@ -89,7 +89,12 @@ class Authority:
         self._rotation = Rotation(log, custody=self._custody, clock=clock, entropy=entropy, workers=workers)
         self._guard = ClockGuard(log, clock)
         self._maintenance = Maintenance(
-            log, custody=self._custody, rotation=self._rotation, clock=clock, guard=self._guard
+            log,
+            custody=self._custody,
+            rotation=self._rotation,
+            resealing=Resealing(log, keyring=keyring, clock=clock, entropy=entropy),
+            clock=clock,
+            guard=self._guard,
         )
         self._trouble: str | None = None
 

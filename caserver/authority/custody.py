@@ -19,6 +19,8 @@ from caserver.pki.keys import load_private_key
 from caserver.state.configuration import CAConfiguration, open_stored
 from caserver.state.model import CARoot, CAState, Effective, RootID, StoredConfiguration
 
+HMAC_KEY_PURPOSE = "acl/hmac-key"  # associated data of the sealed key that token hashes are made with
+
 
 def root_key_purpose(root_id: str) -> str:
     """Associated data under which the key of a root is sealed: a key cannot be passed off as another root's."""

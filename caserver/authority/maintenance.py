@@ -15,6 +15,7 @@ import structlog
 from caserver.authority.clock_guard import ClockGuard
 from caserver.authority.custody import Custody
 from caserver.authority.ports import Log, verdict
+from caserver.authority.resealing import Resealing
 from caserver.authority.rotation import Rotation
 from caserver.environment import Clock, within
 from caserver.errors import CaserverError, CommitFailed, CommitUnknown, Conflict, Corrupt
@@ -24,7 +25,7 @@ from caserver.state.lifecycle import Expire, Prune, RetireProvider, due, next_du
 from caserver.state.model import CAState, Index, Retiring
 
 LOOK_AGAIN = (
-    5.0  # seconds after which what hindered maintenance (a change under way, a doubtful clock) is looked at again
+    5.0  # seconds after which what hindered maintenance (a change under way, a doubtful clock, keys) is looked at again
 )
 REST_MIN = 1.0  # seconds
 RETIRE_AGAIN = 60.0  # seconds after which a provider that could not be retired is tried again
@@ -42,8 +43,18 @@ def agenda(state: CAState, _leadership: Leadership) -> _Agenda:
 class Maintenance:
     """Does what is due."""
 
-    def __init__(self, log: Log, *, custody: Custody, rotation: Rotation, clock: Clock, guard: ClockGuard) -> None:
+    def __init__(
+        self,
+        log: Log,
+        *,
+        custody: Custody,
+        rotation: Rotation,
+        resealing: Resealing,
+        clock: Clock,
+        guard: ClockGuard,
+    ) -> None:
         self._log = log
+        self._resealing = resealing
         self._custody = custody
         self._rotation = rotation
         self._clock = clock
@@ -75,7 +86,9 @@ class Maintenance:
             return False
         if state.change is not None:
             return await self._finish_change()
-        now = self._now()
+        if await self._resealing.step():
+            return True
+        state, now = self._log.state, self._now()
         step = due(self._considered(state), now)
         match step:
             case None:
@@ -119,7 +132,7 @@ class Maintenance:
     async def _rest(self) -> None:
         """Until something falls due, or the state gives another reason to look."""
         state = self._log.state
-        hindered = state.change is not None or self._guard.fault() is not None
+        hindered = state.change is not None or self._guard.fault() is not None or self._resealing.owed(state)
         pause = LOOK_AGAIN if hindered else max(REST_MIN, next_due(self._considered(state), self._now()))
         if state.retiring:
             pause = min(pause, max(REST_MIN, self._retire_from - self._clock.monotonic()))

@@ -14,9 +14,12 @@ from dataclasses import asdict, dataclass
 from caserver.errors import Corrupt
 
 PROTOCOL = 1  # of the messages between nodes; raised when an older node could misread them
+# Kinds of Raft messages that came after the first release: sent only to a node whose hello names them.
+LATER_KINDS = ("keys",)
 FIRST_GENERATION = "0"  # later ones are made by `caserver operator recover import`: number and hash of the state
 HELLO_BYTES_MAX = 4096
 _TEXT_MAX = 512
+_KINDS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Hello:
     names: str  # digest of its list of nodes
     generation: str | None  # None: a learner that lost its data and has not met its cluster yet
     cluster_id: str | None  # None until the first Bootstrap is applied
+    kinds: tuple[str, ...] = ()  # the later kinds of messages that it reads
 
     def encode(self) -> bytes:
         """A JSON object; readers ignore fields that they do not know, so that later versions can add some."""
@@ -50,6 +54,7 @@ class Hello:
             names=_text(given.get("names")),
             generation=_text_or_none(given.get("generation")),
             cluster_id=_text_or_none(given.get("cluster_id")),
+            kinds=_texts(given.get("kinds", [])),
         )
 
 
@@ -57,6 +62,12 @@ def _text(given: object) -> str:
     if type(given) is not str or not 0 < len(given) <= _TEXT_MAX:
         raise ValueError("a hello with a field missing or too long")
     return given
+
+
+def _texts(given: object) -> tuple[str, ...]:
+    if type(given) is not list or len(given) > _KINDS_MAX:
+        raise ValueError("a hello with a list that is none, or too long")
+    return tuple(_text(each) for each in given)
 
 
 def _text_or_none(given: object) -> str | None:
@@ -127,6 +138,7 @@ class Membership:
             names=self.digest,
             generation=self._generation,
             cluster_id=self._cluster_id,
+            kinds=LATER_KINDS,
         )
 
     def check(self, hello: Hello) -> str | None:

@@ -18,10 +18,12 @@ RECEIVE_BYTES_MAX = 1 << 30
 
 
 class Making:
-    """A snapshot of the state after ``last``, being made; ``previous`` is the entry before it."""
+    """A snapshot of the state after ``last``, being made; ``previous`` is the entry before it, ``seals`` the keys in it."""
 
-    def __init__(self, slices: Iterator[bytes], *, previous: Entry, last: Entry) -> None:
-        self.previous, self.last = previous, last
+    def __init__(
+        self, slices: Iterator[bytes], *, previous: Entry, last: Entry, seals: frozenset[str] = frozenset()
+    ) -> None:
+        self.previous, self.last, self.seals = previous, last, seals
         self.writing = False  # its file is being written: nothing else may write it now
         self._slices, self._made, self._hash = slices, list[bytes](), hashlib.sha256()
         self.advance()  # the first slice at once: it may be what takes hold of the state

@@ -27,6 +27,7 @@ from caserver.raft.journal import Journal
 from caserver.raft.ports import (
     Committed,
     Disk,
+    KeyReport,
     Leadership,
     Message,
     Network,
@@ -96,12 +97,19 @@ class Engine:
         timing: Timing,
         rejoin: bool = False,
         snapshot_every: int = SNAPSHOT_EVERY,
+        seals: Callable[[Any], frozenset[str]] = lambda _: frozenset(),
     ) -> None:
-        """``peers`` are the others; ``journal`` is healed against ``snapshot``; ``rejoin`` lets a wiped node learn."""
+        """``peers`` are the others; ``journal`` is healed against ``snapshot``; ``rejoin`` lets a wiped node learn.
+
+        ``seals`` names the keys that sealed what a state holds.
+        """
         bind_monotonic(clock.monotonic)
         self._node, self._machine, self._journal, self._marker, self._disk = node, machine, journal, marker, disk
         self._clock, self._timing, self._rejoin, self._snapshot_every = clock, timing, rejoin, snapshot_every
         self._life = entropy.bytes(8).hex()
+        self._seals = seals
+        self.snapshot_seals: frozenset[str] = frozenset()  # keys that sealed what the stored snapshot holds
+        self.keys: KeyReport | None = None  # what this node tells of its own
         self._queue: deque[Proposal] = deque()
         self._making: Making | None = None
         self._sending: dict[str, Sending] = {}
@@ -132,6 +140,7 @@ class Engine:
                 state_hash=self._compare_hash,
                 chunk=self._take_chunk,
                 answered=self._answered,
+                keys=lambda: self.keys,
             ),
         )
         self._restore(snapshot)
@@ -143,6 +152,7 @@ class Engine:
     def _restore(self, snapshot: snapshot_file.Snapshot | None) -> None:
         if snapshot is not None:
             self._machine.load(snapshot.state)
+            self.snapshot_seals = self._seals(self._machine.state)
             self._core.restored(snapshot.last[1])
             self._remember_hash(snapshot.last[1], snapshot.state_hash)
 
@@ -362,10 +372,19 @@ class Engine:
         """The snapshot that is being made; whoever drives the engine advances it between other things."""
         return self._making
 
+    def compact(self) -> None:
+        """Begin a snapshot now, unless one is being made or the newest holds all there is."""
+        index = self._core.applied_index()
+        if index > max(self._hashes, default=0):
+            self._begin_snapshot(index)
+
     def _begin_snapshot(self, index: int) -> None:
         previous, last = self._core.entry(index - 1), self._core.entry(index)
         if self._making is None and previous is not None and last is not None:
-            self._making = Making(self._machine.dump(), previous=previous, last=last)
+            # Of the entry before, only its place counts from here on: what it carried must be able to disappear.
+            place = (CONTROL, previous[1], previous[2])
+            seals = self._seals(self._machine.state)
+            self._making = Making(self._machine.dump(), previous=place, last=last, seals=seals)
 
     def store_snapshot(self, making: Making) -> None:
         """Write a finished snapshot, durable on return; touches nothing else, so a worker thread may do it."""
@@ -374,6 +393,7 @@ class Engine:
     def snapshot_stored(self, making: Making) -> None:
         """Shorten the log to what the stored snapshot does not hold."""
         self._making = None
+        self.snapshot_seals = making.seals
         self._remember_hash(making.index, making.state_hash)
         self._shorten(making.previous, making.last)
         self._guard.announce()
@@ -404,6 +424,7 @@ class Engine:
         self._making = None
         self._machine.load(snapshot.state)
         self._disk.replace(snapshot_file.SNAPSHOT_FILE, content)
+        self.snapshot_seals = self._seals(self._machine.state)
         self._shorten(snapshot.previous, snapshot.last)
         self._core.restored(index)
         self._remember_hash(index, snapshot.state_hash)
@@ -519,6 +540,7 @@ class Engine:
         silence = 0.0 if leads else now - self._guard.leader_contact
         known = leads or (silence < self._timing.timeout_max and not self._guard.leader_lost)
         peers = {peer: view.announced for peer, view in self._guard.peers.items()}
+        keys = {peer: view.keys for peer, view in self._guard.peers.items() if view.keys is not None}
         return Leadership(
             node=self._node,
             leader=core.leader() if known else None,
@@ -528,6 +550,7 @@ class Engine:
             last_contact=silence,
             clock_offset=self._clock_offset(),
             peers=peers,
+            keys=keys if self.keys is None else keys | {self._node: self.keys},
         )
 
     def _clock_offset(self) -> float:

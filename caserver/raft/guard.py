@@ -6,7 +6,7 @@ Messages (all from authenticated peers, schema in ``messages``):
     request_vote, response_vote      election                             pv, pva    would you vote for me? (pre-vote)
     ri, ria          ReadIndex: am I still your leader?                   stale      my term is higher than what you sent
     timeout_now      take over: leadership is handed to you
-    standing         what I am, said first on every link and once a second
+    standing         what I am, said first on every link and once a second; keys: the cluster secrets that I hold
 
 Rules, with the defect of the bare engine that each one cures:
 
@@ -35,7 +35,7 @@ from typing import Any
 
 from caserver.environment import Clock, Entropy
 from caserver.errors import Corrupt
-from caserver.raft.ports import Message, Network
+from caserver.raft.ports import KeyReport, Message, Network
 from caserver.raft.seam import FIRST_INDEX, Core
 
 _PROMISES = {"next_node_idx", "response_vote", "request_vote"}
@@ -97,6 +97,7 @@ class PeerView:
     wall_ahead: float = 0.0  # seconds that the peer's wall clock is ahead of ours
     announced: bool = False  # the link is up and our standing went first
     heard: float = 0.0  # monotonic instant of its last message
+    keys: KeyReport | None = None  # what it said since the link is up
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ class Reactions:
     state_hash: Callable[[str, int, str], None]  # peer, index, hash
     chunk: Callable[[str, Any], None]  # a piece of a snapshot from the leader
     answered: Callable[[str, Message], None]  # a valid answer to what this leader sent
+    keys: Callable[[], KeyReport | None]  # this node's
 
 
 class Guard:
@@ -167,6 +169,7 @@ class Guard:
         self._barriers: list[Callable[[str | None], None]] = []
         self._handlers: dict[str, Callable[[str, Message], None]] = {
             "standing": self._standing,
+            "keys": self._keys,
             "append_entries": self._append_entries,
             "next_node_idx": self._next_node_idx,
             "request_vote": self._request_vote,
@@ -186,8 +189,10 @@ class Guard:
         self._core.link(peer, up=up)
         view = self.peers[peer]
         view.announced = False
+        view.keys = None
         if up:
             view.announced = self._network.send(peer, self._report())
+            self._send_keys(peer)
         elif peer == self._core.leader() and not self._core.is_leader():
             # Its process is gone, or the network is: ask around early. While others hear the leader they will say no.
             self.leader_lost = True
@@ -203,6 +208,15 @@ class Guard:
         for peer, view in self.peers.items():
             if view.announced:
                 self._network.send(peer, self._report())
+                self._send_keys(peer)
+
+    def _send_keys(self, peer: str) -> None:
+        keys = self._reactions.keys()
+        if keys is not None:
+            self._network.send(peer, {"type": "keys", "held": list(keys.held), "stored": list(keys.stored)})
+
+    def _keys(self, peer: str, message: Message) -> None:
+        self.peers[peer].keys = KeyReport(tuple(message["held"]), tuple(message["stored"]))
 
     def _report(self) -> Message:
         report = self._reactions.report()

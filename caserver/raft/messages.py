@@ -24,6 +24,7 @@ LENGTH_BYTES = 4
 _LENGTH = struct.Struct(">I")
 _INT_MAX = (1 << 63) - 1
 _TEXT_MAX = 256
+_KEY_IDS_MAX = 32
 # First byte of a command: an ordinary one, or a new leader's empty entry. Never pysyncobj's membership or version commands.
 _COMMAND_KINDS = frozenset({b"\x00", b"\x01"})
 
@@ -59,6 +60,12 @@ def _bytes(given: Any) -> bytes:
         return binascii.a2b_base64(given, strict_mode=True)
     except ValueError as exc:
         raise ValueError("needs base64") from exc
+
+
+def _key_ids(given: Any) -> list[str]:
+    if type(given) is not list or len(given) > _KEY_IDS_MAX:
+        raise ValueError(f"needs a list of at most {_KEY_IDS_MAX} key ids")
+    return [_text(each) for each in given]
 
 
 def _entry(given: Any) -> tuple[bytes, int, int]:
@@ -119,6 +126,8 @@ KINDS: Mapping[str, _Kind] = {
             "snapshot_hash": _text,
         }
     ),
+    # which cluster secrets a node holds, current first, and which of them sealed what it stores
+    "keys": _Kind({"held": _key_ids, "stored": _key_ids}),
 }
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -68,6 +68,22 @@ Outcome = Committed[Result_co] | NotCommitted | OutcomeUnknown
 
 
 @dataclass(frozen=True, slots=True)
+class Seals(Generic[State]):
+    """How the log learns which keys sealed what it stores: ids of keys, as hex, of the secrets inside."""
+
+    of_command: Callable[[bytes], frozenset[str]]
+    of_state: Callable[[State], frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReport:
+    """What a node tells the others of its cluster secrets, by key id."""
+
+    held: tuple[str, ...]  # current first
+    stored: tuple[str, ...]  # those that sealed something in its journal, its snapshot or its state; sorted
+
+
+@dataclass(frozen=True, slots=True)
 class Leadership:
     """What this node believes about who leads; a hint for routing, never a licence to sign."""
 
@@ -79,6 +95,8 @@ class Leadership:
     last_contact: float = field(default=0.0, compare=False)  # seconds since the leader was heard; 0 on the leader
     clock_offset: float = field(default=0.0, compare=False)  # seconds, leader's wall clock against the majority's
     peers: Mapping[str, bool] = field(default_factory=dict, compare=False)  # name -> connected, without this node
+    # This node's report and those of the peers that said so since they are linked.
+    keys: Mapping[str, KeyReport] = field(default_factory=dict, compare=False)
 
 
 class Disk(Protocol):

@@ -212,6 +212,12 @@ class ReplicatedLog(Generic[Command, State, Result]):
             self._guarded(lambda engine: engine.link(peer, up=up))
             self._kick()
 
+    def compact(self) -> None:
+        """Begin a snapshot of what is applied, unless there is one; never raises."""
+        if self._engine is not None and not self._stopped:
+            self._guarded(Engine.compact)
+            self._kick()
+
     # -- driving
 
     def _kick(self) -> None:

@@ -22,7 +22,7 @@ from zlib import crc32
 import structlog
 
 from caserver.internode.identity import NodeIdentity
-from caserver.internode.membership import HELLO_BYTES_MAX, Hello, Membership
+from caserver.internode.membership import HELLO_BYTES_MAX, LATER_KINDS, Hello, Membership
 from caserver.raft.messages import LENGTH_BYTES, decode, frame, payload_bytes
 from caserver.raft.ports import Message
 
@@ -139,7 +139,7 @@ class Streams:
     def send(self, peer: str, message: Message) -> bool:
         """Queue one message, in order, at most once; False if it was certainly not sent."""
         link = self._outbound.get(peer)
-        if link is None:
+        if link is None or (message["type"] in LATER_KINDS and message["type"] not in link.hello.kinds):
             return False
         data = frame(message)
         transport = link.writer.transport
@@ -365,7 +365,9 @@ class Streams:
 
     def _notice(self, event: str, peer: str = "", **details: object) -> None:
         self.counts[event] += 1
-        suppressed = self._notices.due(event, peer, str(details.get("kind", "")))
+        # Another reason is news, and only a node of this cluster can give a peer's one.
+        said = details.get("kind", details.get("reason", "") if peer else "")
+        suppressed = self._notices.due(event, peer, str(said))
         if suppressed is None:
             return
         if peer:

@@ -22,8 +22,9 @@ from caserver.raft.data_dir import DataDir
 from caserver.raft.disk import MemoryDisk, PosixDisk
 from caserver.raft.engine import SNAPSHOT_EVERY, Engine
 from caserver.raft.guard import Timing
-from caserver.raft.ports import Leadership, Message, NotCommitted, Outcome, OutcomeUnknown, StateMachine
+from caserver.raft.ports import Leadership, Message, NotCommitted, Outcome, OutcomeUnknown, Seals, StateMachine
 from caserver.raft.replicated_log import ReplicatedLog, Watchers
+from caserver.raft.stored_keys import LOOK_EVERY, StoredKeys
 from caserver.raft.streams import Address, Streams
 
 Command = TypeVar("Command")
@@ -84,10 +85,15 @@ class RaftThread(Generic[Command, State, Result]):
         clock: Clock,
         entropy: Entropy,
         cluster_id: Callable[[State], str | None] = lambda _: None,
+        seals: Seals[State] | None = None,
     ) -> None:
-        """``cluster_id`` reads the id that makes this cluster different from all others out of an applied state."""
+        """``cluster_id`` reads the id that makes this cluster different from all others out of an applied state.
+
+        ``seals`` tells which keys sealed what commands and states hold; without it nothing is sealed.
+        """
         self._settings, self._machine, self._keyring = settings, machine, keyring
         self._clock, self._entropy, self._cluster_id = clock, entropy, cluster_id
+        self._seals = seals or Seals[State](lambda _: frozenset(), lambda _: frozenset())
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log: ReplicatedLog[Command, State, Result] | None = None
@@ -267,16 +273,22 @@ class RaftThread(Generic[Command, State, Result]):
             timing=Timing.scaled(self._settings.multiplier),
             rejoin=data.rejoining,
             snapshot_every=self._settings.snapshot_every,
+            seals=self._seals.of_state,
         )
+        stored = StoredKeys(engine, journal, self._machine, keyring=self._keyring, seals=self._seals)
+        stored.require_held()
+        stored.look()
         binder = _ClusterBinder(data, membership, streams, lambda: self._cluster_id(self._machine.state))
         log.start(engine, network, before_change=binder.bind)
         if streams is not None:
             await self._listen(streams)
         self._log = log
         self._tell_main(_set_ready, ready)
+        watch = asyncio.get_running_loop().create_task(self._watch_keys(log, stored))
         try:
             await self._until_told(log)
         finally:
+            watch.cancel()
             log.stop()
             await log.wait_compacted()
             if streams is not None:
@@ -311,6 +323,15 @@ class RaftThread(Generic[Command, State, Result]):
             receive=log.receive,
             on_link=log.link,
         )
+
+    async def _watch_keys(self, log: ReplicatedLog[Command, State, Result], stored: StoredKeys[State]) -> None:
+        try:
+            while True:
+                if stored.look():
+                    log.compact()
+                await self._clock.sleep(LOOK_EVERY)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the node must stop and say so
+            log.fail(exc)
 
     async def _until_told(self, log: ReplicatedLog[Command, State, Result]) -> None:
         """Return when ``stop`` is called; raise what made the log fail."""

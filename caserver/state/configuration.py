@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from caserver import gojson
-from caserver.errors import InvalidConfig
+from caserver.errors import Corrupt, InvalidConfig
 from caserver.fields import REDACTED, Fault, Fields, Secret, fault_text, fold, format_go_duration, nearest
 from caserver.internode.keyring import Keyring, Sealed
 from caserver.pki.spiffe import normalise_cluster_id
@@ -158,6 +158,13 @@ def seal(configuration: CAConfiguration, keyring: Keyring, nonce: bytes) -> Stor
         root_cert=configuration.root_cert,
         force_without_cross_signing=configuration.force_without_cross_signing,
     )
+
+
+def secret_purpose(key: str) -> str:
+    """What a sealed key of a configuration is bound to; Corrupt for one that this release does not know."""
+    if key != "PrivateKey":
+        raise Corrupt(f"the stored configuration holds a secret {key[:64]!r}, which this release does not know")
+    return _PRIVATE_KEY_PURPOSE
 
 
 def open_stored(stored: StoredConfiguration, keyring: Keyring) -> CAConfiguration:

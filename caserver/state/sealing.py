@@ -10,10 +10,27 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import assert_never
 
-from caserver.internode.keyring import Sealed
+from caserver.internode.keyring import Sealed, sealed_key_id
+from caserver.state.codec import decode_command
+from caserver.state.commands import (
+    AbortChange,
+    ActivateRoot,
+    BeginChange,
+    Bootstrap,
+    Command,
+    ExpireLeaves,
+    IssueLeaves,
+    ProviderRetired,
+    PruneRoots,
+    RecordSerials,
+    Reseal,
+    SetConfiguration,
+    SetIntermediate,
+)
 from caserver.state.model import CAState, Change, Configuration, HistoryEntry, Retiring, RootID, StoredConfiguration
 
 Holder = Configuration | Change | Retiring | HistoryEntry
+_FREQUENT = (b'["issue_leaves"', b'["record_serials"', b'["expire_leaves"')  # most of any log; they seal nothing
 
 
 def sealed_values(state: CAState) -> dict[str, Sealed]:
@@ -49,6 +66,37 @@ def with_sealed_values(state: CAState, values: Mapping[str, Sealed]) -> CAState:
             for root in state.roots
         ),
     )
+
+
+def keys_in_state(state: CAState) -> frozenset[str]:
+    """Ids of the keys that sealed something in the state."""
+    return frozenset(sealed_key_id(value) for value in sealed_values(state).values())
+
+
+def keys_in_command(command: bytes) -> frozenset[str]:
+    """Ids of the keys that sealed something in an encoded command; Corrupt for bytes that this build cannot read."""
+    if command.startswith(_FREQUENT):
+        return frozenset()
+    return frozenset(sealed_key_id(value) for value in _carried(decode_command(command)))
+
+
+def _carried(command: Command) -> tuple[Sealed, ...]:
+    """The sealed values that ride in a command."""
+    match command:
+        case Bootstrap():
+            return (command.sealed_hmac_key, *(value for _, value in command.configuration.secrets))
+        case BeginChange() | SetConfiguration():
+            return tuple(value for _, value in command.configuration.secrets)
+        case ActivateRoot(root=root):
+            return () if root.sealed_key is None else (root.sealed_key,)
+        case Reseal(values=values):
+            return tuple(value for _, value in values)
+        case SetIntermediate() | AbortChange() | ProviderRetired() | PruneRoots():
+            return ()
+        case IssueLeaves() | RecordSerials() | ExpireLeaves():
+            return ()
+        case _:
+            assert_never(command)
 
 
 def without_secrets_of(history: tuple[HistoryEntry, ...], pruned: frozenset[RootID]) -> tuple[HistoryEntry, ...]:

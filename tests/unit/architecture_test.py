@@ -39,6 +39,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "plan",
             "ports",
             "probe",
+            "resealing",
             "rotation",
         }
     },
@@ -57,6 +58,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "replicated_log",
             "seam",
             "snapshot_file",
+            "stored_keys",
             "streams",
             "thread",
         },
@@ -71,6 +73,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "codec",
             "commands",
             "configuration",
+            "key_change",
             "ledger",
             "lifecycle",
             "machine",
