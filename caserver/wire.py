@@ -15,6 +15,7 @@ from typing import Any
 from caserver import gojson
 from caserver.errors import InvalidRequest
 from caserver.requests import IssuedLeaf
+from caserver.state.key_change import KeyringStatus
 from caserver.state.model import CARoot, CAState, Configuration
 
 Document = dict[str, Any]
@@ -146,6 +147,21 @@ def encode_raft_configuration(peers: Mapping[str, str], leader: str | None) -> D
 def encode_readiness(*, ready: bool, degraded: Sequence[tuple[str, str]]) -> Document:
     """Body of the readiness endpoint."""
     return {"Ready": ready, "Degraded": [{"Code": code, "Reason": reason} for code, reason in degraded]}
+
+
+def encode_keyring(status: KeyringStatus) -> Document:
+    """Body of the keyring endpoint: key ids, never keys."""
+    nodes = [
+        {"Node": name, "Announced": False, "Keys": [], "Stored": []}
+        if report is None
+        else {"Node": name, "Announced": True, "Keys": list(report.held), "Stored": list(report.stored)}
+        for name, report in status.nodes.items()
+    ]
+    keys = [
+        {"ID": each.key_id, "Seals": list(each.seals), "Removable": not each.needed, "NeededBecause": list(each.needed)}
+        for each in status.keys
+    ]
+    return {"Nodes": nodes, "Keys": keys}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from caserver import wire
 from caserver.api import status
 from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state, known_leader
+from caserver.state.key_change import keyring_status
 
 
 def _address(node: NodeView, name: str | None) -> str:
@@ -49,3 +50,10 @@ async def get_raft_configuration(node: NodeView, call: Call) -> Reply:
         await known_leader(node)
     peers = {name: _address(node, name) for name in node.peers}
     return _json(node, call, wire.encode_raft_configuration(peers, node.log.leadership.leader))
+
+
+async def get_keyring(node: NodeView, call: Call) -> Reply:
+    """Which keys of the cluster secret every node holds and stores, and which may be taken off the lists."""
+    check_datacenter(node, call.options)
+    state = await fresh_state(node, call)
+    return _json(node, call, wire.encode_keyring(keyring_status(state, node.log.leadership)))

@@ -66,6 +66,11 @@ ROUTES: tuple[Route, ...] = (
     Route("/v1/status/live", {"GET": operator.get_live}, "Whether the process answers"),
     Route("/v1/status/ready", {"GET": operator.get_ready}, "Whether this node can serve, and what is amiss"),
     Route("/v1/operator/raft/configuration", {"GET": operator.get_raft_configuration}, "Servers of the Raft cluster"),
+    Route(
+        "/v1/operator/keyring",
+        {"GET": operator.get_keyring},
+        "Cluster secrets by key id: who holds which, which may go",
+    ),
 )
 
 EXACT: Mapping[str, Route] = {route.path: route for route in ROUTES if not route.subtree}

@@ -27,6 +27,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "connect ca set-config": ("connect_ca", "Modify the current Connect CA configuration"),
     "connect ca sign": ("connect_ca", "Have a certificate signing request signed"),
     "keygen": ("agent", "Generate a cluster secret"),
+    "operator keyring status": ("operator", "Display which keys of the cluster secret may go"),
     "operator recover export": ("recover", "Write what a stopped node holds into a file"),
     "operator recover import": ("recover", "Begin a new list of nodes with what the old nodes exported"),
     "operator raft list-peers": ("operator", "Display the servers and which of them leads"),
@@ -38,6 +39,7 @@ GROUPS: Mapping[str, str] = {
     "connect": "This command has subcommands for interacting with Connect.",
     "connect ca": "This command has subcommands for interacting with the Certificate Authority (CA) of Connect.",
     "operator": "This command has subcommands for operators of the cluster.",
+    "operator keyring": "This command has subcommands for the cluster secret.",
     "operator raft": "This command has subcommands for the consensus among the servers.",
     "operator recover": "This command has subcommands for changing the list of servers, or recovering it, while all are stopped.",
 }
@@ -46,6 +48,7 @@ _EXAMPLES: Mapping[str, str] = {
     "connect": "caserver connect ca roots",
     "connect ca": "caserver connect ca set-config -config-file=ca.json",
     "operator": "caserver operator raft list-peers",
+    "operator keyring": "caserver operator keyring status",
     "operator raft": "caserver operator raft list-peers",
     "operator recover": "caserver operator recover export -data-dir=/var/lib/caserver",
 }

@@ -40,6 +40,35 @@ def _rows(document: Any) -> list[list[str]]:
     return rows
 
 
+def _keyring_status(parsed: Parsed, environ: Mapping[str, str]) -> int:
+    layout = chosen_format(parsed.values.get("format"), *_FORMATS)
+    try:
+        document = client(parsed, environ).keyring(**query(parsed)).json()
+    except ClientError as exc:
+        return failed("Error reading the keyring", exc)
+    if layout == "json":
+        say(tabbed(document))
+    else:
+        say(table(_key_holders(document)) + "\n" + table(_keys(document)))
+    return 0
+
+
+def _key_holders(document: Any) -> list[list[str]]:
+    rows = [["Node", "Holds (first seals)", "Stored under"]]
+    for node in document.get("Nodes") or ():
+        held = node.get("Keys") or () if node.get("Announced") else ("not announced",)
+        rows.append([str(node.get("Node", "")), ", ".join(held), ", ".join(node.get("Stored") or ()) or "-"])
+    return rows
+
+
+def _keys(document: Any) -> list[list[str]]:
+    rows = [["Key", "Seals", "May go"]]
+    for key in document.get("Keys") or ():
+        verdict = "yes" if key.get("Removable") else "no: " + "; ".join(key.get("NeededBecause") or ())
+        rows.append([str(key.get("ID", "")), str(len(key.get("Seals") or ())), verdict])
+    return rows
+
+
 COMMANDS = {
     "operator raft list-peers": Command(
         words="operator raft list-peers",
@@ -48,5 +77,13 @@ COMMANDS = {
         example="caserver operator raft list-peers",
         flags=(HTTP_GROUP, ("Command Options", (format_flag(*_FORMATS),))),
         run=_list_peers,
-    )
+    ),
+    "operator keyring status": Command(
+        words="operator keyring status",
+        usage="[options]",
+        description="Displays which keys of the cluster secret each server holds, what they seal, and which may go.",
+        example="caserver operator keyring status",
+        flags=(HTTP_GROUP, ("Command Options", (format_flag(*_FORMATS),))),
+        run=_keyring_status,
+    ),
 }

@@ -125,6 +125,10 @@ class Client:
         """The servers of the cluster."""
         return self.call("GET", "/v1/operator/raft/configuration", query=query)
 
+    def keyring(self, **query: str) -> Answer:
+        """Which node holds which keys of the cluster secret, and which of them may go."""
+        return self.call("GET", "/v1/operator/keyring", query=query)
+
     def call(self, method: str, path: str, *, query: Mapping[str, str], body: bytes | None = None) -> Answer:
         """One request; ``UnexpectedResponse`` for any status but 200, ``ConnectionFailed`` if none came."""
         target = path + (f"?{urlencode(sorted(query.items()))}" if query else "")

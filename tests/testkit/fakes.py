@@ -21,7 +21,7 @@ from caserver.authority.ports import Inspection, Prepared, Provider, ProviderFac
 from caserver.environment import CURVES, PrivateKey
 from caserver.errors import CaserverError, NotLeader
 from caserver.fields import Secret
-from caserver.raft.ports import Committed, Leadership, NotCommitted, Outcome, OutcomeUnknown
+from caserver.raft.ports import Committed, KeyReport, Leadership, NotCommitted, Outcome, OutcomeUnknown
 from caserver.state.commands import Applied, Command, Result
 from caserver.state.configuration import CAConfiguration
 from caserver.state.machine import CAStateMachine
@@ -187,6 +187,7 @@ class FakeLog:
         self._open = asyncio.Event()
         self._held: tuple[type, ...] = ()
         self.clock_offset = 0.0
+        self.keys: dict[str, KeyReport] = {}  # what the nodes said of their cluster secrets
         self.unproven = False  # whether barriers fail: a leader without a quorum
 
     def elsewhere(self, node: str, *, tripwire: Tripwire | None = None) -> FakeLog:
@@ -209,6 +210,7 @@ class FakeLog:
             is_leader=shared.leader == self.node,
             clock_offset=self.clock_offset,
             peers={view.node: True for view in shared.views if view.node != self.node},
+            keys=self.keys,
         )
 
     async def propose(self, command: Command, *, deadline: float = 5.0) -> Outcome[Result]:

@@ -93,6 +93,7 @@ def build_node(
     seed: int = 1,
     bootstrap: CAConfiguration | None = None,
     connect: bool = True,
+    keyring: Keyring = KEYRING,
 ) -> Node:
     """A node that is not running yet."""
     clock = clock or ManualClock()
@@ -102,7 +103,7 @@ def build_node(
     authority = Authority(
         log,
         providers=Providers({"consul": factory}),
-        keyring=KEYRING,
+        keyring=keyring,
         clock=clock,
         entropy=entropy,
         workers=InlineWorkers(),

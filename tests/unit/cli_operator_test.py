@@ -49,3 +49,45 @@ def test_list_peers_reports_a_refusal_in_consuls_words(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == (
         "Error getting peers: Failed to retrieve raft configuration: Unexpected response code: 500 (No cluster leader)\n"
     )
+
+
+KEYRING = {
+    "Nodes": [
+        {"Node": "n1", "Announced": True, "Keys": ["bb", "aa"], "Stored": ["aa", "bb"]},
+        {"Node": "second", "Announced": False, "Keys": [], "Stored": []},
+    ],
+    "Keys": [
+        {"ID": "bb", "Seals": ["hmac", "root/1"], "Removable": False, "NeededBecause": ["it seals 2 stored secrets"]},
+        {"ID": "aa", "Seals": [], "Removable": True, "NeededBecause": []},
+    ],
+}
+
+
+def test_keyring_status_shows_who_holds_what_and_what_may_go(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server() as server:
+        server.answers(json.dumps(KEYRING))
+
+        code = main(["operator", "keyring", "status", f"-http-addr={server.address}"], {})
+
+    assert (code, capsys.readouterr().out) == (
+        0,
+        (
+            "Node    Holds (first seals)  Stored under\n"
+            "n1      bb, aa               aa, bb\n"
+            "second  not announced        -\n"
+            "\n"
+            "Key  Seals  May go\n"
+            "bb   2      no: it seals 2 stored secrets\n"
+            "aa   0      yes\n"
+        ),
+    )
+    assert server.asked[0].target == "/v1/operator/keyring"
+
+
+def test_keyring_status_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server() as server:
+        server.answers(json.dumps(KEYRING))
+
+        main(["operator", "keyring", "status", f"-http-addr={server.address}", "-format=json"], {})
+
+    assert json.loads(capsys.readouterr().out) == KEYRING

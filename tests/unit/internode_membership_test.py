@@ -35,6 +35,9 @@ class TestHello:
     def test_fields_of_later_releases_are_ignored(self) -> None:
         assert Hello.decode(fields(colour="blue")) == Membership(NAMES).hello("n2", to="n1")
 
+    def test_a_node_of_the_first_release_reads_no_later_kinds(self) -> None:
+        assert Hello.decode(fields(kinds="absent")).kinds == ()
+
     @pytest.mark.parametrize(
         "payload",
         [
@@ -53,6 +56,9 @@ class TestHello:
             fields(names="x" * 1000),
             fields(generation=0),
             fields(cluster_id=[]),
+            fields(kinds="keys"),
+            fields(kinds=[1]),
+            fields(kinds=["x"] * 1000),
         ],
     )
     def test_anything_else_is_refused(self, payload: bytes) -> None:

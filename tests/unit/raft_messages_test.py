@@ -30,6 +30,7 @@ EXAMPLES: list[dict[str, Any]] = [
     CHUNK,
     {**CHUNK, "serialized": None},
     {"type": "next_node_idx", "term": 3, "next_node_idx": 8, "reset": False, "success": True},
+    {"type": "keys", "held": ["aa", "bb"], "stored": []},
 ]
 INTEGERS = st.integers(0, (1 << 63) - 1)
 
