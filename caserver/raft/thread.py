@@ -93,7 +93,7 @@ class RaftThread(Generic[Command, State, Result]):
         """
         self._settings, self._machine, self._keyring = settings, machine, keyring
         self._clock, self._entropy, self._cluster_id = clock, entropy, cluster_id
-        self._seals = seals or Seals[State](lambda _: frozenset(), lambda _: frozenset())
+        self._seals: Seals[State] = seals or Seals(lambda _: frozenset(), lambda _: frozenset())
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log: ReplicatedLog[Command, State, Result] | None = None
