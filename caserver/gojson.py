@@ -16,6 +16,8 @@ _STRING_BODY = re.compile(rb"[^\"\\\x00-\x1f]*")
 _ESCAPES = b'bfnrt\\/"'
 _INTEGER_DIGITS = 20  # more do not fit 64 bits
 _EXACT_FLOAT = 1e21  # Go prints whole floats below this without an exponent
+MAX_DEPTH = 100  # containers within containers; nothing that is read here needs ten
+_TOO_DEEP = "exceeded max depth"
 
 
 def decode(text: str) -> object:
@@ -31,8 +33,8 @@ def decode(text: str) -> object:
     except (json.JSONDecodeError, _Constant) as exc:
         raise ValueError(_diagnose(text) or str(exc)) from exc
     except RecursionError as exc:
-        raise ValueError("exceeded max depth") from exc
-    return _clean(value)
+        raise ValueError(_TOO_DEEP) from exc
+    return _clean(value, MAX_DEPTH)
 
 
 class _Constant(ValueError):
@@ -63,15 +65,17 @@ def _number(digits: str) -> float:
     return int(value) if value.is_integer() and abs(value) < _EXACT_FLOAT else value
 
 
-def _clean(value: object) -> object:
-    """``value`` with lone surrogates replaced, so that it can be written as UTF-8."""
+def _clean(value: object, depth: int) -> object:
+    """``value`` with lone surrogates replaced, so that it can be written as UTF-8; at most ``depth`` containers deep."""
     match value:
         case str():
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case dict() | list() if not depth:
+            raise ValueError(_TOO_DEEP)
         case dict():
-            return {_clean(key): _clean(each) for key, each in value.items()}
+            return {_clean(key, 0): _clean(each, depth - 1) for key, each in value.items()}
         case list():
-            return [_clean(each) for each in value]
+            return [_clean(each, depth - 1) for each in value]
         case _:
             return value
 

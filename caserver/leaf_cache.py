@@ -37,6 +37,7 @@ TRUST_DOMAIN_DEADLINE = 7.0  # seconds for which a first leaf waits for the clus
 RENEWALS_MAX = 32  # under way at once in the background
 _RETRY = (5.0, 15.0)  # seconds until a renewal that failed is tried again
 _LOOK_AGAIN = 30.0  # seconds of sleep at most, so that a jump of the wall clock is noticed
+_DUE_SLACK = 64  # stale places in the heap beyond as many as there are entries
 _EXPIRY_MARGIN = 1  # seconds before NotAfter at which a leaf counts as expired
 _log = structlog.get_logger("caserver.leaf_cache")
 
@@ -143,8 +144,14 @@ class LeafCache:
         held, hit = entry.held, True
         if held is None or self._expired(held):
             held, hit = await self._flight(entry), False
-        elif self._worn(entry, held) or (fresh and not self._current(held)):
+        elif self._worn(entry, held):
             held, hit = await self._refreshed(entry, held)
+        if fresh and not self._current(held):
+            # Once more if need be: the first answer may be that of a request begun before the root changed.
+            for _ in range(2):
+                held, hit = await self._refreshed(entry, held)
+                if hit or self._current(held):
+                    break
         if after and held.leaf.index <= after:
             held, hit = await self._next(entry, after, wait), False
         return held.serve(self._clock.monotonic(), hit=hit)
@@ -204,8 +211,10 @@ class LeafCache:
         self._drop(idle)
 
     def _drop(self, entry: _Entry) -> None:
+        """Forget a leaf and its key; places in the heap may outlive the entry."""
         if self._entries.get(entry.service) is entry:
             del self._entries[entry.service]
+        entry.held = None
 
     # -- issuing
 
@@ -281,8 +290,15 @@ class LeafCache:
         entry.renew_at = at
         self._pushed += 1
         heapq.heappush(self._due, (at, self._pushed, entry))
+        if len(self._due) > 2 * len(self._entries) + _DUE_SLACK:
+            self._due = [place for place in self._due if self._counts(place[0], place[2])]
+            heapq.heapify(self._due)
         if self._due[0][2] is entry:
             self._kick.set()
+
+    def _counts(self, at: float, entry: _Entry) -> bool:
+        """Whether a place in the heap is that of an entry which is kept, and its latest one."""
+        return at == entry.renew_at and self._entries.get(entry.service) is entry
 
     def _window(self) -> float:
         return float(renew_window(self._log.state, int(self._clock.now().timestamp())))
@@ -325,7 +341,7 @@ class LeafCache:
             now = self._clock.now().timestamp()
             while self._due and self._due[0][0] <= now:
                 at, _, entry = heapq.heappop(self._due)
-                if at == entry.renew_at and self._entries.get(entry.service) is entry:
+                if self._counts(at, entry):
                     return entry
             pause = min(_LOOK_AGAIN, self._due[0][0] - now) if self._due else _LOOK_AGAIN
             self._kick.clear()

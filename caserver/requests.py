@@ -34,7 +34,7 @@ class SignLeaves:
 class ChangeConfiguration:
     """Replace the CA configuration; ``body`` is the JSON object as the caller sent it."""
 
-    body: str
+    body: str = field(repr=False)  # may hold a private key
     cas: int | None = None
     force: bool = False
 

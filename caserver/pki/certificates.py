@@ -96,7 +96,9 @@ def load_certificate(pem: str) -> x509.Certificate:
         raise InvalidConfig("error parsing root fingerprint: first PEM-block should be CERTIFICATE type")
     try:
         certificate = x509.load_pem_x509_certificate(pem.encode())
-        list(certificate.extensions)  # parsed at first use: whoever holds the result need not fear that
+        # Parsed at first use: whoever holds the result need not fear that.
+        _ = (*certificate.extensions, certificate.subject, certificate.issuer)
+        _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
     except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
         raise InvalidConfig("error parsing root cert: asn1: structure error: the block is not a certificate") from exc
     return certificate

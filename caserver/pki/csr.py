@@ -117,12 +117,13 @@ def _prove_possession(request: x509.CertificateSigningRequest) -> None:
 
 def _only_uri(request: x509.CertificateSigningRequest) -> str:
     """The one URI SAN of a request that has no other name and does not ask to be a CA."""
-    if sum(attribute.oid in _EXTENSION_REQUESTS for attribute in request.attributes) > 1:
-        raise InvalidCSR("the CSR holds more than one extension request")
     try:
-        extensions = request.extensions
+        requests = sum(attribute.oid in _EXTENSION_REQUESTS for attribute in request.attributes)
+        extensions = request.extensions if requests <= 1 else None
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
-        raise InvalidCSR("the extensions that the CSR asks for cannot be read") from exc
+        raise InvalidCSR("the attributes and extensions of the CSR cannot be read") from exc
+    if extensions is None:
+        raise InvalidCSR("the CSR holds more than one extension request")
     constraints = [each.value for each in extensions if isinstance(each.value, x509.BasicConstraints)]
     if any(each.ca for each in constraints):
         raise InvalidCSR("the CSR asks for a CA certificate; only leaves are signed")

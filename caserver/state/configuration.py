@@ -93,7 +93,7 @@ class _Body:
     """The top level of a request body."""
 
     provider: str = ""
-    config: Mapping[str, object] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict, repr=False)  # may hold a private key
     force_without_cross_signing: bool = False
     modify_index: int = 0
     faults: tuple[Fault, ...] = ()

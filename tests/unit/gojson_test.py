@@ -98,3 +98,18 @@ def test_lone_surrogates_are_replaced():
 )
 def test_type_names(value: object, name: str):
     assert gojson.type_name(value) == name
+
+
+@pytest.mark.parametrize("depth", [600, 3000, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_beyond_reason_is_a_fault_at_any_depth(depth: int, opening: str, closing: str):
+    with pytest.raises(ValueError, match="exceeded max depth"):
+        gojson.decode(opening * depth + "1" + closing * depth)
+
+
+def test_reasonable_nesting_is_read_however_deep_the_caller_is():
+    value: object = gojson.decode("[" * gojson.MAX_DEPTH + "]" * gojson.MAX_DEPTH)
+    for _ in range(gojson.MAX_DEPTH - 1):
+        assert isinstance(value, list)
+        (value,) = value
+    assert value == []

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -342,6 +343,33 @@ async def test_until_then_a_plain_read_gets_the_old_leaf_and_a_fresh_one_the_new
     assert (held.hit, held.leaf) == (True, old.leaf)
     assert (fresh.hit, fresh.leaf.root_id) == (False, "r2")
     assert (await rig.get(fresh=True)).hit
+
+
+async def test_a_fresh_read_does_not_take_the_answer_to_a_request_begun_before_the_rotation() -> None:
+    rig = Rig()
+    rig.signer.gate.clear()
+    rig.signer.root_id = "r1"
+    early = rig.start()
+    await settle()
+    rig.log.rotate("r2")
+    late = rig.start(fresh=True)
+    await settle()
+    rig.signer.gate.set()
+    await early
+    rig.signer.root_id = None
+
+    assert (await late).leaf.root_id == "r2"
+
+
+async def test_a_leaf_that_was_dropped_leaves_no_key_in_memory() -> None:
+    rig = Rig(max_entries=5)
+    for number in range(500):
+        await rig.get(f"s{number}")
+    gc.collect()
+    kept = [each for each in gc.get_objects() if type(each).__name__ == "_Held" and each.leaf.service.startswith("s")]
+
+    assert len(kept) == 5
+    assert len(rig.cache._due) < 200
 
 
 async def test_a_new_signing_certificate_moves_leaves_too() -> None:

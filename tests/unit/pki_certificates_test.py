@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from caserver.errors import InvalidConfig, ProviderRefused
@@ -472,3 +473,14 @@ def test_openssl_verifies_leaves_across_a_rotation_for_both_purposes(old: str, n
             "verify", *common, "-CAfile", "old.pem", "-untrusted", "crossed.pem", "leaf.pem", cwd=tmp_path
         )
         assert (under_new, under_old) == ("leaf.pem: OK\n", "leaf.pem: OK\n")
+
+
+def test_a_subject_that_is_no_text_is_a_fault_like_any_other():
+    good = x509.load_pem_x509_certificate(root("ec-256").encode())
+    (name,) = good.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    text = str(name.value).encode()
+    der = good.public_bytes(Encoding.DER).replace(text, b"\xff" * len(text))
+    pem = x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode()
+
+    with pytest.raises(InvalidConfig, match="error parsing root cert"):
+        load_certificate(pem)

@@ -182,6 +182,27 @@ def test_a_second_extension_request_does_not_slip_past():
     assert "more than one extension request" in refusal(pem.decode())
 
 
+def _tlv(tag: int, body: bytes) -> bytes:
+    length = bytes([len(body)]) if len(body) < 128 else b"\x81" + bytes([len(body)])
+    return bytes([tag]) + length + body
+
+
+def test_an_attribute_with_two_values_is_the_fault_of_its_own_csr_alone():
+    key = private_key(LEAF_KEY)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    challenge = _tlv(0x30, bytes.fromhex("06092a864886f70d010907") + _tlv(0x31, _tlv(0x0C, b"a") + _tlv(0x0C, b"b")))
+    info = _tlv(0x30, b"\x02\x01\x00\x30\x00" + keys.public_key_der(key.public_key()) + _tlv(0xA0, challenge))
+    signature = key.sign(info, ec.ECDSA(hashes.SHA256()))
+    der = _tlv(0x30, info + bytes.fromhex("300a06082a8648ce3d040302") + _tlv(0x03, b"\x00" + signature))
+    pem = x509.load_der_x509_csr(der).public_bytes(Encoding.PEM).decode()
+
+    odd, good = check(pem, make_csr(key, WEB.uri))
+
+    assert isinstance(odd, InvalidCSR)
+    assert "cannot be read" in odd.detail
+    assert isinstance(good, CheckedCSR)
+
+
 _GOOD_DER = base64.b64decode("".join(make_csr(private_key(LEAF_KEY), WEB.uri).splitlines()[1:-1]))
 
 
