@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -135,7 +135,7 @@ class Node:
         lab.lives += 1
         self.engine = Engine(
             node=name,
-            peers=[each for each in lab.names if each != name],
+            peers=[each for each in lab.lists.get(name, lab.names) if each != name],
             machine=self.machine,
             journal=self.journal,
             snapshot=snapshot,
@@ -187,7 +187,9 @@ class Lab:
         snapshot_every: int = 1000,
         machine: Callable[[], Register] = Register,
         founded: bool = True,
+        lists: Mapping[str, str] | None = None,  # of nodes that list others than ``names``
     ) -> None:
+        self.lists = lists or {}
         self.names, self.snapshot_every, self.make_machine = names, snapshot_every, machine
         self.clock, self.wire, self.lives = LabClock(), Wire(), 0
         self.nodes = {name: Node(self, name) for name in names}

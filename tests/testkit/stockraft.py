@@ -6,6 +6,7 @@ Only applying is replaced, because this process forbids unpickling; the protocol
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from typing import Any
 
 from pysyncobj import SyncObj, SyncObjConf
@@ -46,7 +47,7 @@ class StockNode(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
             appendEntriesBatchSizeBytes=60,
             journalFile=journal,
         )
-        others = [Node(each) for each in cluster.names if each != name]
+        others = [Node(each) for each in cluster.lists.get(name, cluster.names) if each != name]
         super().__init__(Node(name), others, configuration, nodeClass=Node, transportClass=_Transport)
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> None:  # noqa: N802 - pysyncobj's name
@@ -61,7 +62,14 @@ class StockNode(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
 
 
 class StockCluster:
-    def __init__(self, names: str, *, journal: type[MemoryJournal] = MemoryJournal) -> None:
+    def __init__(
+        self,
+        names: str,
+        *,
+        journal: type[MemoryJournal] = MemoryJournal,
+        lists: Mapping[str, str] | None = None,  # of nodes that list others than ``names``
+    ) -> None:
+        self.lists = lists or {}
         seam.install()
         self.clock = LabClock()
         seam.bind_monotonic(self.clock.monotonic)
@@ -76,6 +84,11 @@ class StockCluster:
 
     def clear(self) -> None:
         self.queues.clear()
+
+    def wipe(self, name: str) -> None:
+        """Let a node start again without its disk."""
+        self.nodes[name] = StockNode(self, name, MemoryJournal())
+        self.nodes[name]._SyncObj__transport.link_all()
 
     def receive(self, a: str, b: str, message: dict[str, Any]) -> None:
         self.nodes[b]._SyncObj__onMessageReceived(self.nodes[b].peer(a), message)
