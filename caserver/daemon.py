@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -55,6 +56,17 @@ WORKERS = 4  # threads for key generation and slow signatures
 COLLECTOR_THRESHOLDS = (5_000, 10, 10)
 SECRET_FILE = "cluster_secret"  # noqa: S105 - the name of a file
 
+_MEND = "mend or replace the disk of data_dir; if the data is lost, start with -rejoin while most other nodes are up"
+_REMEDIES = {
+    errno.ENOSPC: "make room on the disk of data_dir and start again: nothing that was acknowledged is lost",
+    errno.EDQUOT: "raise the quota of the disk of data_dir and start again: nothing that was acknowledged is lost",
+    errno.EIO: _MEND,
+    errno.EROFS: _MEND,
+    errno.EACCES: "let the user that the agent runs as own that file or directory (0700, files 0600), or use that port",
+    errno.EADDRINUSE: "stop the process that has the port, or set another one in `ports`",
+    errno.EADDRNOTAVAIL: "set bind_addr or client_addr to an address of this machine",
+}
+
 _log = structlog.get_logger("caserver.agent")
 
 
@@ -73,8 +85,14 @@ def run(config: AgentConfig) -> int:
     try:
         return asyncio.run(_serve(config, clock))
     except (CaserverError, Corrupt, JournalFailed, OSError, ValueError) as exc:
-        _log.error("the agent cannot run", reason=str(exc))
+        _log.error("the agent cannot run", reason=_explained(exc))
         return EXIT_FAILED
+
+
+def _explained(exc: BaseException | None) -> str:
+    """What went wrong, and what to do about it: our own errors say so themselves, those of the system do not."""
+    remedy = _REMEDIES.get(exc.errno) if isinstance(exc, OSError) and exc.errno is not None else None
+    return f"{exc}; {remedy}" if remedy else str(exc)
 
 
 async def _serve(config: AgentConfig, clock: Clock) -> int:
@@ -106,7 +124,7 @@ class _Agent:
             await asyncio.wait((stopping, raft.fatal, self._failed), return_when=asyncio.FIRST_COMPLETED)
             failed = next((each for each in (raft.fatal, self._failed) if each.done()), None)
             if failed is not None:
-                _log.error("the agent stops, it cannot go on", reason=str(failed.exception()))
+                _log.error("the agent stops, it cannot go on", reason=_explained(failed.exception()))
                 return EXIT_FAILED
             _log.info("stopping")
         _log.info("stopped")

@@ -131,6 +131,8 @@ class DataDir:
         """Open snapshot and journal and bring them in line; Corrupt, with a remedy, if they cannot be trusted."""
         snapshot = snapshot_file.read(self._disk)
         journal = Journal(self._disk, on_fault=on_fault)
+        if journal.torn_bytes:
+            _log.warning("torn_tail_cut", file=JOURNAL_FILE, bytes=journal.torn_bytes, reason="never acknowledged")
         journal.heal(None if snapshot is None else (snapshot.previous, snapshot.last))
         return journal, snapshot
 

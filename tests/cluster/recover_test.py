@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.testkit.cluster import Cluster, Node, run_cli
+from tests.testkit import openssl
+from tests.testkit.cluster import Cluster, Node, run_cli, wait_for
 from tests.testkit.invariants import Witness, check_invariants
 
 FIVE = ("n1", "n2", "n3", "n4", "n5")
@@ -74,15 +76,29 @@ def test_growing_from_one_to_three_to_five_and_back(tmp_path: Path) -> None:
 
 def test_a_lost_majority_is_recovered_from_the_survivor_and_only_on_its_word(tmp_path: Path) -> None:
     witness = Witness()
-    with Cluster(tmp_path, secret="MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=") as cluster:
+    secret, patience = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=", {"raft_multiplier": 2, "rpc_hold_timeout": "2s"}
+    with Cluster(tmp_path, secret=secret, settings={"performance": patience}) as cluster:
         cluster.start_ready()
-        witness.leaf(cluster.nodes[0], "before")
-        before = told(cluster.nodes[0])
         survivor, *lost = cluster.nodes
+        own = openssl.make_root(tmp_path / "own", survivor.get("/v1/connect/ca/roots").json()["TrustDomain"])
+        assert survivor.put("/v1/connect/ca/configuration", own.configuration()).status == 200
+        witness.leaf(survivor, "before")
+        before = told(survivor)
         stop(cluster)
         for node in lost:
             for file in node.data_dir.iterdir():
                 file.unlink()
+
+        for node in lost:
+            node.extra.append("-rejoin")
+        cluster.start()
+        for node in cluster:
+            wait_for(f"{node.name} to answer", partial(node.try_get, "/v1/status/live"))
+        assert survivor.put("/v1/connect/ca/configuration", {"Provider": "consul"}, timeout=60).status in (500, 503)
+        assert [node.get("/v1/status/leader").json() for node in cluster] == [""] * 3  # and nobody founds another CA
+        for node in cluster:
+            cluster.kill(node)
+            node.extra.clear()
 
         files = [exported(survivor)]
         refused = imported(survivor, files)
@@ -96,6 +112,11 @@ def test_a_lost_majority_is_recovered_from_the_survivor_and_only_on_its_word(tmp
         cluster.start_ready()
         assert all(told(node) == before for node in cluster)
         check_invariants(cluster, witness)
+        written = [file for node in cluster for file in node.data_dir.iterdir()] + files
+        assert any(file.suffix == ".old" for file in written)
+        for file in written:
+            assert own.key.splitlines()[1].encode() not in file.read_bytes(), file
+            assert file.stat().st_mode & 0o777 == 0o600, file
 
 
 def test_wrong_uses_change_nothing(tmp_path: Path) -> None:

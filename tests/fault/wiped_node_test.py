@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.fault.leader_loss_test import change_ttl, under_load
 from tests.testkit.cluster import Cluster, Node, wait_for
-from tests.testkit.invariants import Witness
+from tests.testkit.invariants import Witness, check_invariants
 
 
 def ready(node: Node) -> list[str]:
@@ -36,3 +37,36 @@ def test_a_wiped_node_counts_for_nothing_until_it_rejoins(tmp_path: Path) -> Non
         assert wiped.get("/v1/connect/ca/configuration?consistent").json() == shown
         witness.leaf(wiped, "after-the-rejoin")
         witness.leaf(other, "after-the-rejoin")
+
+
+def test_a_wiped_node_is_replaced_under_load(tmp_path: Path) -> None:
+    """Clients of the others notice nothing: not when it dies, not while it learns, not when it is promoted."""
+    with Cluster(tmp_path).start_ready() as cluster, under_load(cluster) as load:
+        load.more()
+        wiped = cluster.leader()
+        survivor = cluster.followers()[0]
+        with load.without(wiped):
+            cluster.kill(wiped)
+            for file in wiped.data_dir.iterdir():
+                file.unlink()
+            shown = change_ttl(survivor, 48)
+            load.more()
+            wiped.extra.append("-rejoin")
+            cluster.start(wiped)
+            cluster.wait_for_log("promoted", wiped)
+        load.more()
+        wiped.extra.clear()
+        with load.without(wiped):
+            assert cluster.stop(wiped) == 0
+            cluster.start(wiped)  # without the flag: it has its data again
+        other = next(node for node in cluster.followers() if node not in (wiped, survivor))
+        with load.without(other):
+            cluster.kill(other)  # from here on nothing is committed without the node that was wiped
+            assert wiped.get("/v1/connect/ca/configuration?consistent").json() == shown
+            load.witness.saw_configuration(change_ttl(wiped, 49)["ModifyIndex"])
+            cluster.start(other)
+        load.more()
+        load.end()
+
+        assert load.complaints == []
+        check_invariants(cluster, load.witness)
