@@ -2,7 +2,7 @@
 
 Start: keyring, log (its state is loaded and every sealed value proven to open), internal channel, authority and leaf
 cache, public listeners. Stop is the reverse, with one turn: the public listeners close first, so that nothing new comes
-in, and the log last, because it hands leadership over and answers what is still under way.
+in, and the log last, because it answers what is still under way. Leadership is handed over before anything closes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import errno
 import gc
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -20,10 +21,12 @@ from typing import Literal
 
 import structlog
 
+from caserver.api.metrics import Telemetry
 from caserver.api.origin import Hosts
 from caserver.api.query import BlockedQueries
 from caserver.api.server import ApiServer, Listener, NodeView, Readiness
 from caserver.authority.authority import Authority
+from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
 from caserver.config.agent_config import AgentConfig
 from caserver.environment import Clock, Entropy, SystemClock, SystemEntropy, ThreadWorkers
@@ -127,6 +130,8 @@ class _Agent:
                 _log.error("the agent stops, it cannot go on", reason=_explained(failed.exception()))
                 return EXIT_FAILED
             _log.info("stopping")
+            # First, while everything still runs: who asks here or through another node notices a pause at most.
+            await raft.step_aside()
         _log.info("stopped")
         return EXIT_OK
 
@@ -147,13 +152,14 @@ class _Agent:
             datacenter=config.datacenter,
             bootstrap=_bootstrap(config),
         )
-        channel = self._channel(identity, authority)
+        operations = Operations(raft, raft=raft, authority=authority.execute, clock=self._clock)
+        channel = self._channel(identity, operations)
         if config.peers:
             await channel.start()
         stack.push_async_callback(channel.close)
         leader = Leader(
             raft,
-            execute=authority.execute,
+            execute=operations.execute,
             hop=channel,
             clock=self._clock,
             entropy=self._entropy,
@@ -173,7 +179,9 @@ class _Agent:
             ("leader watch", lambda: self._watch_leader(raft)),
         ):
             await stack.enter_async_context(self._supervised(name, work))
-        await self._start_api(stack, raft, leader=leader, leaf_cache=leaf_cache, authority=authority)
+        await self._start_api(
+            stack, raft, leader=leader, leaf_cache=leaf_cache, authority=authority, operations=operations
+        )
         return raft
 
     async def _start_log(self, stack: AsyncExitStack, keyring: Keyring) -> RaftThread[Command, CAState, Result]:
@@ -199,14 +207,14 @@ class _Agent:
         stack.push_async_callback(raft.stop)
         return raft
 
-    def _channel(self, identity: NodeIdentity, authority: Authority) -> Channel:
+    def _channel(self, identity: NodeIdentity, operations: Operations) -> Channel:
         config = self._config
         return Channel(
             identity,
             config.node_name,
             peers={name: (peer.address, peer.forward_port) for name, peer in config.peers.items()},
             bind=(config.bind_addr, config.ports.forward),
-            serve=authority.execute,
+            serve=operations.execute,
         )
 
     async def _start_api(
@@ -217,9 +225,22 @@ class _Agent:
         leader: Leader,
         leaf_cache: LeafCache,
         authority: Authority,
+        operations: Operations,
     ) -> None:
         config = self._config
         own = {config.node_name: (config.bind_addr, config.ports.server)}
+        requests: Counter[tuple[str, str, int]] = Counter()
+        blocked = BlockedQueries(config.limits.http_max_blocked_queries)
+        telemetry = Telemetry(
+            raft,
+            raft,
+            clock=self._clock,
+            operations=operations,
+            requests=requests,
+            cached=lambda: leaf_cache.size,
+            blocked=lambda: blocked.count,
+        )
+        await stack.enter_async_context(self._supervised("telemetry", telemetry.run))
         view = NodeView(
             log=raft,
             leader=leader,
@@ -231,9 +252,16 @@ class _Agent:
             peers={name: (peer.address, peer.server_port) for name, peer in config.peers.items()} or own,
             connect_enabled=config.connect.enabled,
             ready=lambda: self._readiness(raft, authority),
+            raft=raft,
+            telemetry=telemetry,
             dev=config.dev,
-            blocked=BlockedQueries(config.limits.http_max_blocked_queries),
+            blocked=blocked,
+            requests=requests,
         )
+        await self._listen(stack, view)
+
+    async def _listen(self, stack: AsyncExitStack, view: NodeView) -> None:
+        config = self._config
         server = ApiServer(
             view,
             _listeners(config),

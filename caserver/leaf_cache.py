@@ -128,6 +128,11 @@ class LeafCache:
             if entry.held is None and entry.flight is None and not entry.readers:
                 self._drop(entry)
 
+    @property
+    def size(self) -> int:
+        """How many services it holds."""
+        return len(self._entries)
+
     async def run(self) -> None:
         """Renew leaves when they are due and drop those that nobody reads; runs until cancelled."""
         try:

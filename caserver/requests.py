@@ -46,7 +46,24 @@ class ReadIndex:
     consistent: bool = False
 
 
-Request = SignLeaves | ChangeConfiguration | ReadIndex
+@dataclass(frozen=True, slots=True)
+class ReadServers:
+    """Ask how the servers of the cluster are; ``consistent`` proves leadership with a quorum first."""
+
+    consistent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TransferLeadership:
+    """Let another server lead: ``to``, or any but ``away_from``, who led when this was asked (a retry finds it done)."""
+
+    to: str | None
+    away_from: str
+
+
+CARequest = SignLeaves | ChangeConfiguration | ReadIndex
+ClusterRequest = ReadServers | TransferLeadership
+Request = CARequest | ClusterRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +112,37 @@ class ReadAt:
     index: int
 
 
-Answer = LeavesSigned | ConfigurationChanged | ReadAt
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """One server as the leader sees it."""
+
+    name: str
+    leader: bool
+    voter: bool
+    healthy: bool
+    connected: bool
+    last_contact: float  # seconds since the leader heard it; -1.0: not since the leader started
+    last_index: int  # highest entry known durable there
+    last_term: int
+    stable_since: int  # instant at which it became what it is
+
+
+@dataclass(frozen=True, slots=True)
+class ServersRead:
+    """All servers, by name."""
+
+    servers: tuple[ServerStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeadershipMoved:
+    """``leader`` leads now."""
+
+    leader: str
+
+
+CAAnswer = LeavesSigned | ConfigurationChanged | ReadAt
+Answer = CAAnswer | ServersRead | LeadershipMoved
 
 
 # The codec of the internal hop. JSON by an allow-list per operation; a frame holds a caller's token in clear, so it is
@@ -107,6 +154,8 @@ _REQUESTS: dict[str, type[Request]] = {
     "sign_leaves": SignLeaves,
     "change_configuration": ChangeConfiguration,
     "read_index": ReadIndex,
+    "read_servers": ReadServers,
+    "transfer_leadership": TransferLeadership,
 }
 _REQUEST_NAMES = {kind: name for name, kind in _REQUESTS.items()}
 
@@ -147,6 +196,10 @@ def _request(kind: type[Request], arguments: dict[str, Any]) -> Request:
         return SignLeaves(csrs=_texts(arguments, "csrs"))
     if kind is ReadIndex:
         return ReadIndex(consistent=_one(arguments, "consistent", bool))
+    if kind is ReadServers:
+        return ReadServers(consistent=_one(arguments, "consistent", bool))
+    if kind is TransferLeadership:
+        return TransferLeadership(to=_one(arguments, "to", str | None), away_from=_one(arguments, "away_from", str))
     return ChangeConfiguration(
         body=_one(arguments, "body", str),
         cas=_one(arguments, "cas", int | None),
@@ -168,6 +221,10 @@ def encode_answer(answer: Answer | CaserverError) -> bytes:
             document["changed"] = _plain(answer)
         case ReadAt():
             document["read_at"] = answer.index
+        case ServersRead():
+            document["servers"] = [_plain(each) for each in answer.servers]
+        case LeadershipMoved():
+            document["leader"] = answer.leader
         case _:
             assert_never(answer)
     return json.dumps(document, separators=(",", ":")).encode()
@@ -187,6 +244,10 @@ def decode_answer(frame: bytes) -> Answer:
             rotated=_one(changed, "rotated", bool),
             warnings=_texts(changed, "warnings"),
         )
+    if "servers" in document:
+        return ServersRead(tuple(_decode_server(each) for each in _one(document, "servers", list)))
+    if "leader" in document:
+        return LeadershipMoved(_one(document, "leader", str))
     return ReadAt(_one(document, "read_at", int))
 
 
@@ -194,7 +255,7 @@ def _encode_result(result: IssuedLeaf | Failure) -> dict[str, Any]:
     return {"failure" if isinstance(result, Failure) else "leaf": _plain(result)}
 
 
-def _plain(value: Failure | IssuedLeaf | ConfigurationChanged) -> dict[str, Any]:
+def _plain(value: Failure | IssuedLeaf | ConfigurationChanged | ServerStatus) -> dict[str, Any]:
     return {each.name: getattr(value, each.name) for each in fields(value)}
 
 
@@ -208,6 +269,15 @@ def _decode_result(document: object) -> IssuedLeaf | Failure:
     texts = {name: _one(leaf, name, str) for name in _LEAF_TEXTS}
     numbers = {name: _one(leaf, name, int) for name in _LEAF_NUMBERS}
     return IssuedLeaf(**texts, **numbers)
+
+
+def _decode_server(document: object) -> ServerStatus:
+    if not isinstance(document, dict):
+        raise InvalidRequest("an internal answer holds a server that is not an object")
+    flags = {name: _one(document, name, bool) for name in ("leader", "voter", "healthy", "connected")}
+    numbers = {name: _one(document, name, int) for name in ("last_index", "last_term", "stable_since")}
+    contact = float(_one(document, "last_contact", float | int))
+    return ServerStatus(name=_one(document, "name", str), last_contact=contact, **flags, **numbers)
 
 
 _LEAF_TEXTS = ("chain_pem", "service", "service_uri", "root_id", "signing_key_id")

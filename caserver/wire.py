@@ -14,14 +14,17 @@ from typing import Any
 
 from caserver import gojson
 from caserver.errors import InvalidRequest
-from caserver.requests import IssuedLeaf
+from caserver.fields import format_go_duration
+from caserver.requests import IssuedLeaf, ServerStatus
 from caserver.state.key_change import KeyringStatus
 from caserver.state.model import CARoot, CAState, Configuration
+from caserver.telemetry.metrics import Kind, Reading, Totals
 
 Document = dict[str, Any]
 
 SIGN_MAX = 100  # CSRs in one request
 _EXACT_FLOAT = 1e21  # Go prints whole floats below this without an exponent
+_MILLISECOND = 1e-3  # seconds
 _LOW_64_BITS = (1 << 64) - 1
 # What Go's encoding/json escapes inside strings; outside of strings none of these can occur.
 _GO_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -102,8 +105,12 @@ def encode_configuration(configuration: Configuration) -> Document:
 
 
 def _go_number(digits: str) -> float | int:
-    value = float(digits)
-    return int(value) if value.is_integer() and abs(value) < _EXACT_FLOAT else value
+    return _go_float(float(digits))
+
+
+def _go_float(value: float) -> float | int:
+    """Whole floats as Go prints them: without a point."""
+    return int(value) if float(value).is_integer() and abs(value) < _EXACT_FLOAT else value
 
 
 def encode_leaf(leaf: IssuedLeaf, key_pem: str | None = None) -> Document:
@@ -126,21 +133,116 @@ def encode_failure(detail: str, status: int) -> Document:
     return {"Error": detail, "Status": status}
 
 
-def encode_raft_configuration(peers: Mapping[str, str], leader: str | None) -> Document:
-    """Body of the Raft configuration: every listed server (name -> ``host:port``) is a voter; ids are node names."""
+def encode_raft_configuration(servers: Sequence[ServerStatus], addresses: Mapping[str, str]) -> Document:
+    """Body of the Raft configuration; ``addresses`` maps names to ``host:port``; ids are node names."""
     return {
         "Servers": [
             {
-                "ID": name,
-                "Node": name,
-                "Address": address,
-                "Leader": name == leader,
+                "ID": each.name,
+                "Node": each.name,
+                "Address": addresses.get(each.name, ""),
+                "Leader": each.leader,
                 "ProtocolVersion": "3",
-                "Voter": True,
+                "Voter": each.voter,
             }
-            for name, address in sorted(peers.items())
+            for each in servers
         ],
         "Index": 0,
+    }
+
+
+def encode_health(
+    servers: Sequence[ServerStatus], addresses: Mapping[str, str], versions: Mapping[str, str]
+) -> Document:
+    """Body of the autopilot health; ``FailureTolerance`` is how many more healthy voters the cluster can lose."""
+    voters = sum(each.healthy and each.voter for each in servers)
+    return {
+        "Healthy": all(each.healthy and each.voter for each in servers),
+        "FailureTolerance": max(0, voters - (len(servers) // 2 + 1)),
+        "Servers": [
+            {
+                "ID": each.name,
+                "Name": each.name,
+                "Address": addresses.get(each.name, ""),
+                "SerfStatus": "alive" if each.connected else "failed",
+                "Version": versions.get(each.name, ""),
+                "Leader": each.leader,
+                "LastContact": _contact(each.last_contact),
+                "LastTerm": each.last_term,
+                "LastIndex": each.last_index,
+                "Healthy": each.healthy,
+                "Voter": each.voter,
+                "StableSince": instant(each.stable_since),
+            }
+            for each in servers
+        ],
+    }
+
+
+def _contact(seconds: float) -> str:
+    """A duration as Go prints it; ``never`` below zero."""
+    if seconds < 0:
+        return "never"
+    if seconds == 0 or seconds >= 1:
+        return format_go_duration(seconds)
+    unit, factor = ("ms", 1e3) if seconds >= _MILLISECOND else ("µs", 1e6)
+    return f"{seconds * factor:.6f}".rstrip("0").rstrip(".") + unit
+
+
+def encode_autopilot(*, contact_max: float, trailing_max: int) -> Document:
+    """Body of the autopilot configuration: what health is judged by; nothing here removes or promotes servers by itself."""
+    return {
+        "CleanupDeadServers": False,
+        "LastContactThreshold": _contact(contact_max),
+        "MaxTrailingLogs": trailing_max,
+        "MinQuorum": 0,
+        "ServerStabilizationTime": "0s",
+        "RedundancyZoneTag": "",
+        "DisableUpgradeMigration": False,
+        "UpgradeVersionTag": "",
+        "CreateIndex": 1,
+        "ModifyIndex": 1,
+    }
+
+
+def encode_transfer() -> Document:
+    """Body of a transfer of leadership that happened."""
+    return {"Success": True}
+
+
+def encode_metrics(readings: Sequence[Reading], *, ended: datetime, seconds: float) -> Document:
+    """Body of the metrics: counters and samples of an interval of ``seconds`` that ended then."""
+    by_kind: dict[Kind, list[Document]] = {kind: [] for kind in Kind}
+    for each in sorted(readings, key=lambda one: one.metric.name):
+        by_kind[each.metric.kind].append(_reading(each, seconds))
+    return {
+        "Timestamp": ended.strftime("%Y-%m-%d %H:%M:%S +0000 UTC"),
+        "Gauges": by_kind[Kind.GAUGE],
+        "Points": [],
+        "Counters": by_kind[Kind.COUNTER],
+        "Samples": by_kind[Kind.SAMPLE],
+    }
+
+
+def _reading(reading: Reading, seconds: float) -> Document:
+    name, labels, value = reading.metric.name, dict(reading.labels), reading.value
+    if reading.metric.kind is Kind.GAUGE and not isinstance(value, Totals):
+        return {"Name": name, "Value": _go_float(value), "Labels": labels}
+    if isinstance(value, Totals):
+        totals = value
+    else:  # each count is a sample of one
+        once = 1.0 if value else 0.0
+        totals = Totals(int(value), value, value, once, once)
+    return {
+        "Name": name,
+        "Count": totals.count,
+        "Rate": _go_float(totals.total / seconds) if seconds > 0 else 0,
+        "Sum": _go_float(totals.total),
+        "Min": _go_float(totals.low),
+        "Max": _go_float(totals.high),
+        "Mean": _go_float(totals.mean),
+        "Stddev": _go_float(totals.deviation),
+        "Labels": labels,
     }
 
 

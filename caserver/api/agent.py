@@ -1,4 +1,4 @@
-"""Handlers of ``/v1/agent/connect/ca``: the trust bundle and a service's leaf, as an agent serves them from its cache."""
+"""Handlers of ``/v1/agent``: the trust bundle and a service's leaf, as an agent serves them from its cache, and metrics."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from caserver.api.query import (
 from caserver.errors import InvalidQuery
 from caserver.leaf_cache import CachedLeaf
 from caserver.state.lifecycle import roots_index
+from caserver.telemetry.metrics import prometheus
+
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def get_roots(node: NodeView, call: Call) -> Reply:
@@ -32,6 +35,18 @@ async def get_roots(node: NodeView, call: Call) -> Reply:
     hit = not waited and roots_key(state, pretty=pretty) in node.bodies
     headers = metadata(node, state.roots_index) | _cache_headers(hit=hit, age=node.log.leadership.last_contact)
     return Reply(roots_body(node, state, pretty=pretty), headers)
+
+
+async def get_metrics(node: NodeView, call: Call) -> Reply:
+    """The metrics of this node: Consul's JSON, or Prometheus' text with ``?format=prometheus``."""
+    wanted = call.options.flags.get("format", "")
+    if wanted == "prometheus":
+        text = prometheus(await node.telemetry.totals())
+        return Reply(Body(text.encode()), content_type=_PROMETHEUS)
+    if wanted not in {"", "json"}:
+        raise InvalidQuery(f'Invalid format "{wanted[:64]}"; use format=prometheus, or leave it out for JSON')
+    ended, seconds, readings = await node.telemetry.interval()
+    return Reply(Body(wire.render(wire.encode_metrics(readings, ended=ended, seconds=seconds), pretty=True)))
 
 
 async def get_leaf(node: NodeView, call: Call) -> Reply:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 from caserver import wire
 from caserver.api import status
 from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state, known_leader
+from caserver.authority.operations import TRAILING_MAX, servers
+from caserver.requests import ReadServers, ServersRead, ServerStatus, TransferLeadership
 from caserver.state.key_change import keyring_status
 
 
@@ -42,14 +46,50 @@ async def get_ready(node: NodeView, call: Call) -> Reply:
 
 
 async def get_raft_configuration(node: NodeView, call: Call) -> Reply:
-    """All servers with their Raft addresses and who leads; held a while for a leader unless it may be stale."""
+    """All servers with their Raft addresses, who leads and who votes; held a while for a leader unless it may be stale."""
     check_datacenter(node, call.options)
-    if call.options.consistent:
-        await fresh_state(node, call)
-    elif not call.options.stale:
-        await known_leader(node)
-    peers = {name: _address(node, name) for name in node.peers}
-    return _json(node, call, wire.encode_raft_configuration(peers, node.log.leadership.leader))
+    found = await _servers(node, call)
+    return _json(node, call, wire.encode_raft_configuration(found, _addresses(node)))
+
+
+async def _servers(node: NodeView, call: Call) -> tuple[ServerStatus, ...]:
+    """The servers as the leader sees them, or with ``?stale`` as this node does."""
+    if call.options.stale:
+        return servers(await node.raft.status(), now=node.clock.now().timestamp()).servers
+    answer = await node.leader.execute(call.caller(node), ReadServers(consistent=call.options.consistent))
+    if not isinstance(answer, ServersRead):
+        raise TypeError(f"reading the servers was answered by {type(answer).__name__}")
+    return answer.servers
+
+
+def _addresses(node: NodeView) -> dict[str, str]:
+    return {name: _address(node, name) for name in node.peers}
+
+
+async def transfer_leader(node: NodeView, call: Call) -> Reply:
+    """Let another server lead, the one named by ``?id=`` or the one that is furthest; done when it does."""
+    check_datacenter(node, call.options)
+    await known_leader(node)
+    request = TransferLeadership(
+        to=call.options.flags.get("id") or None, away_from=node.log.leadership.leader or node.node_name
+    )
+    await node.leader.execute(call.caller(node), request)
+    return _json(node, call, wire.encode_transfer())
+
+
+async def get_autopilot_health(node: NodeView, call: Call) -> Reply:
+    """How the servers are, as the leader sees them; 429 if one is not well."""
+    check_datacenter(node, call.options)
+    known = {node.node_name: version("caserver")}  # nodes do not tell each other theirs
+    document = wire.encode_health(await _servers(node, call), _addresses(node), known)
+    return _json(node, call, document, status.OK if document["Healthy"] else status.UNHEALTHY)
+
+
+async def get_autopilot_configuration(node: NodeView, call: Call) -> Reply:
+    """What the health of servers is judged by; fixed by the configuration files."""
+    check_datacenter(node, call.options)
+    found = await node.raft.status()
+    return _json(node, call, wire.encode_autopilot(contact_max=found.contact_max, trailing_max=TRAILING_MAX))
 
 
 async def get_keyring(node: NodeView, call: Call) -> Reply:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
-from caserver.authority.ports import Log
+from caserver.api.metrics import Telemetry
+from caserver.authority.ports import Log, Raft
 from caserver.environment import Clock, Entropy, within
 from caserver.errors import InvalidQuery, InvalidRequest, NoLeader, NotInitialized, Unavailable
 from caserver.fields import Secret, go_duration
@@ -64,6 +66,11 @@ class BlockedQueries:
             yield
         finally:
             self._tasks.discard(task)
+
+    @property
+    def count(self) -> int:
+        """How many wait now."""
+        return len(self._tasks)
 
     def cancel(self) -> None:
         """End every waiting query without an answer."""
@@ -123,9 +130,12 @@ class NodeView:
     peers: Mapping[str, tuple[str, int]]  # name -> (Raft address, Raft port), this node included
     connect_enabled: bool
     ready: Callable[[], Readiness]
+    raft: Raft
+    telemetry: Telemetry
     dev: bool = False  # every body is pretty
     blocked: BlockedQueries = field(default_factory=BlockedQueries)
     bodies: BodyCache = field(default_factory=BodyCache)
+    requests: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # (path, method, status) -> answers
 
 
 @dataclass(frozen=True, slots=True)

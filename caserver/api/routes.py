@@ -71,6 +71,18 @@ ROUTES: tuple[Route, ...] = (
         {"GET": operator.get_keyring},
         "Cluster secrets by key id: who holds which, which may go",
     ),
+    Route(
+        "/v1/operator/raft/transfer-leader",
+        {"PUT": operator.transfer_leader, "POST": operator.transfer_leader},
+        "Let another server lead",
+    ),
+    Route("/v1/operator/autopilot/health", {"GET": operator.get_autopilot_health}, "How the servers are"),
+    Route(
+        "/v1/operator/autopilot/configuration",
+        {"GET": operator.get_autopilot_configuration},
+        "What the health of servers is judged by",
+    ),
+    Route("/v1/agent/metrics", {"GET": agent.get_metrics}, "Metrics of this node, as JSON or for Prometheus"),
 )
 
 EXACT: Mapping[str, Route] = {route.path: route for route in ROUTES if not route.subtree}

@@ -38,6 +38,7 @@ SHUTDOWN_DEADLINE = 10.0  # seconds for requests in progress when the server clo
 CONNECTIONS_PER_CLIENT = 200
 _TEXT = "text/plain; charset=utf-8"
 _HTML = "text/html; charset=utf-8"
+_ELSEWHERE = "other"  # counts for every path and method that is not in the table
 _PATH_SAFE = "/$&+,:;=@~!*'()"
 _WEIGHT = re.compile(r"q=(0(\.0*)?|\.0*)", re.IGNORECASE)
 _BARE_HEAD = b"HTTP/1.1 %d Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -180,6 +181,9 @@ class ApiServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The edge: every request ends in an answer here, whatever happens below."""
         route, reply = await self._answer(request)
+        path = _ELSEWHERE if route is None else route.path
+        method = request.method if route is not None and request.method in route.handlers else _ELSEWHERE
+        self._node.requests[path, method, reply.status] += 1
         return _respond(request, reply, vary=route is not None)
 
     async def _answer(self, request: web.BaseRequest) -> tuple[Route | None, Reply]:

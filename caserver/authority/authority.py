@@ -36,15 +36,15 @@ from caserver.internode.keyring import Keyring
 from caserver.pki.spiffe import cluster_id_from, cluster_id_of_root
 from caserver.raft.ports import Leadership, NotCommitted, OutcomeUnknown
 from caserver.requests import (
-    Answer,
+    CAAnswer,
     Caller,
+    CARequest,
     ChangeConfiguration,
     Failure,
     IssuedLeaf,
     LeavesSigned,
     ReadAt,
     ReadIndex,
-    Request,
     SignLeaves,
 )
 from caserver.state.commands import Applied, Bootstrap, Reason, Refused
@@ -116,7 +116,7 @@ class Authority:
             found.append(("CARootExpired", f"the active root {active.id} has expired; no leaf can be signed"))
         return tuple(found)
 
-    async def execute(self, caller: Caller, request: Request) -> Answer:
+    async def execute(self, caller: Caller, request: CARequest) -> CAAnswer:
         """Do one operation; NotLeader if this node does not lead."""
         if self._bootstrap is None and not isinstance(request, ReadIndex):
             raise ConnectDisabled

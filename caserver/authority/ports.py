@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from caserver.errors import CaserverError
 from caserver.fields import Secret
 from caserver.raft.ports import Committed, Leadership, NotCommitted, Outcome, OutcomeUnknown
+from caserver.raft.status import RaftStatus
 from caserver.state.commands import Applied, Command, Refused, Result
 from caserver.state.configuration import CAConfiguration
 from caserver.state.model import CARoot, CAState, RootID
@@ -40,6 +41,18 @@ class Log(Protocol):
 
     async def changed(self, select: Callable[[CAState, Leadership], Selected], seen: Selected) -> Selected:
         """Wait until ``select(state, leadership) != seen``, return the new value; ``select`` is a module-level pure function."""
+        ...
+
+
+class Raft(Protocol):
+    """The Raft node below the log, as its operators see it."""
+
+    async def status(self, *, restart: bool = False) -> RaftStatus:
+        """Its standing and what it measured; ``restart`` begins a new interval of extremes. Unavailable if it is gone."""
+        ...
+
+    async def transfer_leadership(self, to: str | None = None, *, deadline: float = 5.0) -> bool:
+        """Hand leadership over to ``to`` or to whoever is furthest; whether somebody else leads now."""
         ...
 
 

@@ -31,6 +31,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "operator recover export": ("recover", "Write what a stopped node holds into a file"),
     "operator recover import": ("recover", "Begin a new list of nodes with what the old nodes exported"),
     "operator raft list-peers": ("operator", "Display the servers and which of them leads"),
+    "operator raft transfer-leader": ("operator", "Let another server lead"),
     "validate": ("agent", "Check a configuration without starting anything"),
     "version": ("agent", "Print the version"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from caserver.cli.flags import HTTP_GROUP, Command, Parsed, client, query
+from caserver.cli.flags import HTTP_GROUP, Command, Flag, Parsed, client, query
 from caserver.cli.output import chosen_format, failed, format_flag, say, tabbed, table
 from caserver.client import ClientError
 
@@ -69,6 +69,15 @@ def _keys(document: Any) -> list[list[str]]:
     return rows
 
 
+def _transfer_leader(parsed: Parsed, environ: Mapping[str, str]) -> int:
+    try:
+        client(parsed, environ).transfer_leader(parsed.values.get("id"))
+    except ClientError as exc:
+        return failed("Error transferring leadership", exc)
+    say("Success")
+    return 0
+
+
 COMMANDS = {
     "operator raft list-peers": Command(
         words="operator raft list-peers",
@@ -85,5 +94,16 @@ COMMANDS = {
         example="caserver operator keyring status",
         flags=(HTTP_GROUP, ("Command Options", (format_flag(*_FORMATS),))),
         run=_keyring_status,
+    ),
+    "operator raft transfer-leader": Command(
+        words="operator raft transfer-leader",
+        usage="[options]",
+        description="Hands leadership to another server: the one given with -id, or the one whose log is furthest.",
+        example="caserver operator raft transfer-leader -id=ca2",
+        flags=(
+            HTTP_GROUP,
+            ("Command Options", (Flag("id", "The server that shall lead; list-peers shows the ids."),)),
+        ),
+        run=_transfer_leader,
     ),
 }

@@ -129,6 +129,10 @@ class Client:
         """Which node holds which keys of the cluster secret, and which of them may go."""
         return self.call("GET", "/v1/operator/keyring", query=query)
 
+    def transfer_leader(self, to: str | None = None) -> Answer:
+        """Let another server lead: ``to`` (an id of the Raft configuration), or whichever is furthest."""
+        return self.call("PUT", "/v1/operator/raft/transfer-leader", query={"id": to} if to else {})
+
     def call(self, method: str, path: str, *, query: Mapping[str, str], body: bytes | None = None) -> Answer:
         """One request; ``UnexpectedResponse`` for any status but 200, ``ConnectionFailed`` if none came."""
         target = path + (f"?{urlencode(sorted(query.items()))}" if query else "")

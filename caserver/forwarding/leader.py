@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from caserver.authority.ports import Log
 from caserver.environment import Clock, Entropy, within
@@ -23,7 +23,10 @@ from caserver.requests import (
     Caller,
     ChangeConfiguration,
     ReadIndex,
+    ReadServers,
     Request,
+    SignLeaves,
+    TransferLeadership,
     decode_answer,
     encode_request,
 )
@@ -198,12 +201,22 @@ def _final(last: Unavailable) -> Unavailable:
 
 
 def _deadline(request: Request) -> float:
-    if isinstance(request, ReadIndex):
-        return _READ_DEADLINE
-    return _CHANGE_DEADLINE if isinstance(request, ChangeConfiguration) else _SIGN_DEADLINE
+    match request:
+        case ReadIndex() | ReadServers():
+            return _READ_DEADLINE
+        case SignLeaves() | TransferLeadership():
+            return _SIGN_DEADLINE
+        case ChangeConfiguration():
+            return _CHANGE_DEADLINE
+        case _:
+            assert_never(request)
 
 
 def _size(request: Request) -> int:
-    if isinstance(request, ReadIndex):
-        return 0
-    return len(request.body) if isinstance(request, ChangeConfiguration) else sum(map(len, request.csrs))
+    match request:
+        case SignLeaves(csrs=csrs):
+            return sum(map(len, csrs))
+        case ChangeConfiguration(body=body):
+            return len(body)
+        case _:
+            return 0

@@ -37,6 +37,7 @@ from caserver.raft.ports import (
     StateMachine,
 )
 from caserver.raft.seam import COMMAND, CONTROL, DISCARDED, FIRST_INDEX, SUCCESS, Core, Entry, bind_monotonic
+from caserver.raft.status import RaftStatus, status_of
 
 COMMAND_BYTES_MAX = 256 << 10
 QUEUE_MAX = 4096  # proposals between two ticks
@@ -557,6 +558,11 @@ class Engine:
         """Seconds that this node's wall clock is ahead of the middle one of all that were heard."""
         heard = [view.wall_ahead for view in self._guard.peers.values() if view.standing is not Standing.UNKNOWN]
         return 0.0 - median_low([0.0, *heard])
+
+    def status(self) -> RaftStatus:
+        """What an operator may want to know."""
+        now, contact_max = self._clock.monotonic(), self._timing.timeout_min
+        return status_of(self._core, self._guard, self.leadership(), now=now, contact_max=contact_max)
 
     @property
     def applied_index(self) -> int:

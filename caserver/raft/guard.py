@@ -97,6 +97,7 @@ class PeerView:
     wall_ahead: float = 0.0  # seconds that the peer's wall clock is ahead of ours
     announced: bool = False  # the link is up and our standing went first
     heard: float = 0.0  # monotonic instant of its last message
+    linked: float = 0.0  # monotonic instant at which the link came up
     keys: KeyReport | None = None  # what it said since the link is up
 
 
@@ -155,6 +156,7 @@ class Guard:
         self._reactions = reactions
         self.peers = {peer: PeerView() for peer in peers}
         self.counts: Counter[str] = Counter()  # what was refused, by rule
+        self.campaigns = 0
         self.leader_contact = clock.monotonic()  # when the leader was last heard
         self.leader_lost = False  # the link to it broke since
         self._promises: list[tuple[str, Message]] = []
@@ -191,7 +193,7 @@ class Guard:
         view.announced = False
         view.keys = None
         if up:
-            view.announced = self._network.send(peer, self._report())
+            view.announced, view.linked = self._network.send(peer, self._report()), self._clock.monotonic()
             self._send_keys(peer)
         elif peer == self._core.leader() and not self._core.is_leader():
             # Its process is gone, or the network is: ask around early. While others hear the leader they will say no.
@@ -411,7 +413,9 @@ class Guard:
         if self._campaign_term != self._core.term() + 1:
             return False
         self._campaign_term = 0
-        return self.may_campaign()
+        campaign = self.may_campaign()
+        self.campaigns += campaign
+        return campaign
 
     def _ask_pre_votes(self) -> None:
         term = self._core.term() + 1

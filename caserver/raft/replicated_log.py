@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import structlog
 
 from caserver.environment import Clock, Workers
-from caserver.errors import NotLeader
+from caserver.errors import NotLeader, Unavailable
 from caserver.raft.compaction import Making
 from caserver.raft.engine import Engine, Proposal
 from caserver.raft.guard import Standing
-from caserver.raft.ports import Leadership, Message, Network, NotCommitted, Outcome, OutcomeUnknown, StateMachine
+from caserver.raft.ports import (
+    Committed,
+    Leadership,
+    Message,
+    Network,
+    NotCommitted,
+    Outcome,
+    OutcomeUnknown,
+    StateMachine,
+)
+from caserver.raft.status import RaftStatus, Vitals
 
 Command = TypeVar("Command")
 State = TypeVar("State")
@@ -86,8 +97,10 @@ class ReplicatedLog(Generic[Command, State, Result]):
         clock: Clock,
         workers: Workers,
         on_change: Callable[[], None] = lambda: None,
+        vitals: Vitals | None = None,
     ) -> None:
         """``on_change`` is called on the loop after each turn that changed state or leadership."""
+        self._vitals, self._started = vitals or Vitals(), clock.monotonic()
         self._machine, self._clock, self._workers, self._on_change = machine, clock, workers, on_change
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
@@ -134,8 +147,11 @@ class ReplicatedLog(Generic[Command, State, Result]):
         if self._engine is None or self._stopped:
             return NotCommitted(_STOPPED)
         future: asyncio.Future[Outcome[Result]] = self._loop.create_future()
+        started = self._clock.monotonic()
 
         def done(outcome: Outcome[Result]) -> None:
+            if isinstance(outcome, Committed):
+                self._vitals.commit.add((self._clock.monotonic() - started) * 1000)
             if not future.done():
                 future.set_result(outcome)
 
@@ -197,6 +213,22 @@ class ReplicatedLog(Generic[Command, State, Result]):
         except TimeoutError:
             return False
         return True
+
+    def status(self, *, restart: bool = False) -> RaftStatus:
+        """What an operator may want to know; ``restart`` begins a new interval of the extremes."""
+        if self._engine is None or self._stopped:
+            raise Unavailable(_STOPPED)
+        vitals = self._vitals
+        return replace(
+            self._engine.status(),
+            running_for=self._clock.monotonic() - self._started,
+            wins=vitals.wins,
+            leader_changes=vitals.leader_changes,
+            queue=len(self._pending),
+            commit=vitals.commit.read(restart=restart),
+            apply=vitals.apply.read(restart=restart),
+            fsync=vitals.fsync.read(restart=restart),
+        )
 
     # -- network
 
@@ -261,6 +293,8 @@ class ReplicatedLog(Generic[Command, State, Result]):
         self._published = (state, leadership)
         if leadership != before:
             _log.info("leadership", leader=leadership.leader, term=leadership.term, leads=leadership.is_leader)
+            self._vitals.wins += leadership.is_leader and not before.is_leader
+            self._vitals.leader_changes += leadership.leader not in {None, before.leader}
         if state is not before_state or leadership != before:
             self._watchers.notify()
             self._on_change()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from caserver.environment import Clock, Entropy, InlineWorkers, ThreadWorkers
-from caserver.errors import NotLeader
+from caserver.errors import NotLeader, Unavailable
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import Keyring
 from caserver.internode.membership import Membership
@@ -22,8 +22,9 @@ from caserver.raft.data_dir import DataDir
 from caserver.raft.disk import MemoryDisk, PosixDisk
 from caserver.raft.engine import SNAPSHOT_EVERY, Engine
 from caserver.raft.guard import Timing
-from caserver.raft.ports import Leadership, Message, NotCommitted, Outcome, OutcomeUnknown, Seals, StateMachine
+from caserver.raft.ports import Disk, Leadership, Message, NotCommitted, Outcome, OutcomeUnknown, Seals, StateMachine
 from caserver.raft.replicated_log import ReplicatedLog, Watchers
+from caserver.raft.status import RaftStatus, TimedDisk, TimedMachine, Vitals
 from caserver.raft.stored_keys import LOOK_EVERY, StoredKeys
 from caserver.raft.streams import Address, Streams
 
@@ -97,6 +98,7 @@ class RaftThread(Generic[Command, State, Result]):
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log: ReplicatedLog[Command, State, Result] | None = None
+        self._streams: Streams | None = None
         self._address: Address | None = None
         self._quit: asyncio.Event | None = None
         self._notice_sent = False
@@ -129,13 +131,17 @@ class RaftThread(Generic[Command, State, Result]):
         """Where peers are listened to; None for a single node."""
         return self._address
 
+    async def step_aside(self) -> None:
+        """Hand leadership over if this node leads and another can; to be called while it still serves."""
+        if self.leadership.is_leader and self._settings.others:
+            patience = Timing.scaled(self._settings.multiplier).timeout_max
+            await self.transfer_leadership(deadline=patience)
+
     async def stop(self) -> None:
         """Hand leadership over if this node leads, then end the thread; waits for both."""
         if self._thread is None or self._ended is None:
             return
-        if self.leadership.is_leader and self._settings.others and not self._ended.done():
-            patience = Timing.scaled(self._settings.multiplier).timeout_max
-            await self.transfer_leadership(deadline=patience)
+        await self.step_aside()
         if self._loop is not None and self._quit is not None and not self._ended.done():
             self._loop.call_soon_threadsafe(self._quit.set)
         await self._ended
@@ -190,6 +196,23 @@ class RaftThread(Generic[Command, State, Result]):
         except TimeoutError:
             return False
 
+    async def status(self, *, restart: bool = False) -> RaftStatus:
+        """What an operator may want to know of this node; ``restart`` begins a new interval of the extremes.
+
+        Unavailable if the Raft thread has ended or does not answer.
+        """
+        if self._log is None or self._is_over():
+            raise Unavailable(_STOPPED)
+        try:
+            async with asyncio.timeout(_CROSSING_SECONDS):
+                return await self._across(self._status(self._log, restart=restart))
+        except TimeoutError as exc:
+            raise Unavailable("the Raft thread did not answer in time") from exc
+
+    async def _status(self, log: ReplicatedLog[Command, State, Result], *, restart: bool) -> RaftStatus:
+        links = {} if self._streams is None else dict(self._streams.counts)
+        return replace(log.status(restart=restart), links=links)
+
     def _is_over(self) -> bool:
         return self._ended is None or self._ended.done()
 
@@ -238,11 +261,13 @@ class RaftThread(Generic[Command, State, Result]):
         workers = InlineWorkers() if directory is None else ThreadWorkers(1)
         try:
             names = {self._settings.node, *self._settings.peers}
-            data = DataDir.open(disk, node=self._settings.node, names=names, rejoin=self._settings.rejoin)
+            vitals = Vitals()
+            timed = TimedDisk(disk, self._clock, vitals.fsync)
+            data = DataDir.open(timed, node=self._settings.node, names=names, rejoin=self._settings.rejoin)
             log: ReplicatedLog[Command, State, Result] = ReplicatedLog(
-                self._machine, clock=self._clock, workers=workers, on_change=self._notice
+                self._machine, clock=self._clock, workers=workers, on_change=self._notice, vitals=vitals
             )
-            await self._drive(log, data, disk, ready)
+            await self._drive(log, data, timed, vitals, ready)
         finally:
             if isinstance(workers, ThreadWorkers):
                 workers.close()
@@ -252,7 +277,8 @@ class RaftThread(Generic[Command, State, Result]):
         self,
         log: ReplicatedLog[Command, State, Result],
         data: DataDir,
-        disk: MemoryDisk | PosixDisk,
+        disk: Disk,
+        vitals: Vitals,
         ready: asyncio.Future[None],
     ) -> None:
         membership = data.membership()
@@ -262,7 +288,7 @@ class RaftThread(Generic[Command, State, Result]):
         engine = Engine(
             node=self._settings.node,
             peers=self._settings.others,
-            machine=self._machine,
+            machine=TimedMachine(self._machine, self._clock, vitals.apply),
             journal=journal,
             snapshot=snapshot,
             marker=data,
@@ -282,7 +308,7 @@ class RaftThread(Generic[Command, State, Result]):
         log.start(engine, network, before_change=binder.bind)
         if streams is not None:
             await self._listen(streams)
-        self._log = log
+        self._log, self._streams = log, streams
         self._tell_main(_set_ready, ready)
         watch = asyncio.get_running_loop().create_task(self._watch_keys(log, stored))
         try:

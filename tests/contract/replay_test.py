@@ -130,13 +130,17 @@ def assert_same_shape(expected: Any, found: Any, where: str = "$") -> None:
     if expected is None or found is None:
         assert found is None or where.endswith(".IntermediateCerts"), where
         return
-    assert type(found) is type(expected), where
+    assert _json_type(found) is _json_type(expected), where
     if isinstance(expected, dict):
         assert list(found) == list(expected), where
         for key, value in expected.items():
             assert_same_shape(value, found[key], f"{where}.{key}")
     elif isinstance(expected, list) and expected and found:
         assert_same_shape(expected[0], found[0], f"{where}[0]")
+
+
+def _json_type(value: Any) -> type:
+    return float if type(value) is int else type(value)
 
 
 def assert_same_body(recording: dict[str, Any], answered: Answered, expected: Difference | None) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from caserver.api.metrics import Telemetry
 from caserver.api.server import ApiServer, Listener, NodeView, Readiness
 from caserver.authority.authority import Authority
+from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
 from caserver.environment import InlineWorkers
 from caserver.errors import CaserverError
@@ -20,7 +23,7 @@ from caserver.leaf_cache import LeafCache
 from caserver.providers.builtin import builtin_factory
 from caserver.requests import decode_request, encode_answer
 from caserver.state.configuration import parse_bootstrap
-from tests.testkit.fakes import FakeLog, ManualClock, SeededEntropy, settle
+from tests.testkit.fakes import FakeLog, FakeRaft, ManualClock, SeededEntropy, settle
 
 CLUSTER_ID = "838f036d-2872-2c69-9558-34f8baacf38a"
 START = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
@@ -48,14 +51,14 @@ class LocalHop:
     """Carries frames to the authority of the leading node, in this process."""
 
     def __init__(self) -> None:
-        self.authorities: dict[str, Authority] = {}
+        self.operations: dict[str, Operations] = {}
         self.sent = 0
 
     async def send(self, node: str, frame: bytes, deadline: float) -> bytes:
         self.sent += 1
         caller, request = decode_request(frame)
         try:
-            return encode_answer(await self.authorities[node].execute(caller, request))
+            return encode_answer(await self.operations[node].execute(caller, request))
         except CaserverError as exc:
             return encode_answer(exc)
 
@@ -69,6 +72,7 @@ class World:
     server: ApiServer  # a test that puts another in its place closes the first
     node: NodeView
     hop: LocalHop
+    rafts: dict[str, FakeRaft]
 
     async def fetch(
         self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"", *, advance: float = 0.0
@@ -125,14 +129,26 @@ async def running(
     lead = FakeLog(leader)
     log = lead if lead.node == node else lead.elsewhere(node)
     tasks = []
+    rafts: dict[str, FakeRaft] = {}
     for each in {lead, log}:
-        hop.authorities[each.node] = _authority(
-            each, clock, entropy, enabled=enabled, cluster_id=cluster_id, config=config
-        )
-        tasks.append(asyncio.ensure_future(hop.authorities[each.node].run()))
-    leading = Leader(log, execute=hop.authorities[node].execute, hop=hop, clock=clock, entropy=entropy)
+        authority = _authority(each, clock, entropy, enabled=enabled, cluster_id=cluster_id, config=config)
+        raft = rafts[each.node] = FakeRaft(each, () if dev else tuple(PEERS))
+        hop.operations[each.node] = Operations(each, raft=raft, authority=authority.execute, clock=clock)
+        tasks.append(asyncio.ensure_future(authority.run()))
+    leading = Leader(log, execute=hop.operations[node].execute, hop=hop, clock=clock, entropy=entropy)
     cache = LeafCache(log, leading, clock=clock, entropy=entropy, datacenter="dc1", max_entries=1000)
     tasks.append(asyncio.ensure_future(cache.run()))
+    requests: Counter[tuple[str, str, int]] = Counter()
+    telemetry = Telemetry(
+        log,
+        rafts[node],
+        clock=clock,
+        operations=hop.operations[node],
+        requests=requests,
+        cached=lambda: cache.size,
+        blocked=lambda: 0,
+    )
+    tasks.append(asyncio.ensure_future(telemetry.run()))
     view = NodeView(
         log=log,
         leader=leading,
@@ -144,12 +160,15 @@ async def running(
         peers=PEERS if not dev else {node: PEERS[node]},
         connect_enabled=enabled,
         ready=lambda: Readiness(ready=True),
+        raft=rafts[node],
+        telemetry=telemetry,
         dev=dev,
+        requests=requests,
     )
     server = ApiServer(view, [Listener("127.0.0.1", 0)])
     await server.start()
     await _initialized(log, clock, enabled=enabled)
-    world = World(log, clock, server, view, hop)
+    world = World(log, clock, server, view, hop, rafts)
     try:
         yield world
     finally:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from caserver.authority.authority import Authority
+from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
 from caserver.environment import InlineWorkers, SystemClock, SystemEntropy
 from caserver.forwarding.channel import Channel
@@ -171,9 +172,10 @@ async def _start(
         datacenter="dc1",
         bootstrap=default_bootstrap(),
     )
-    channel = Channel(identity, name, peers=forwards, bind=forwards[name], serve=authority.execute)
+    operations = Operations(raft, raft=raft, authority=authority.execute, clock=clock)
+    channel = Channel(identity, name, peers=forwards, bind=forwards[name], serve=operations.execute)
     await channel.start()
-    leader = Leader(raft, execute=authority.execute, hop=channel, clock=clock, entropy=entropy)
+    leader = Leader(raft, execute=operations.execute, hop=channel, clock=clock, entropy=entropy)
     member = Member(name, raft, leader)
     member.stack.push_async_callback(raft.stop)
     member.stack.push_async_callback(channel.close)

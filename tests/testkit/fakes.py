@@ -22,6 +22,7 @@ from caserver.environment import CURVES, PrivateKey
 from caserver.errors import CaserverError, NotLeader
 from caserver.fields import Secret
 from caserver.raft.ports import Committed, KeyReport, Leadership, NotCommitted, Outcome, OutcomeUnknown
+from caserver.raft.status import PeerStatus, RaftStatus
 from caserver.state.commands import Applied, Command, Result
 from caserver.state.configuration import CAConfiguration
 from caserver.state.machine import CAStateMachine
@@ -310,6 +311,11 @@ class FakeLog:
             if isinstance(result, Applied) and (kind is None or isinstance(command, kind))
         ]
 
+    @property
+    def views(self) -> Sequence[FakeLog]:
+        """Every node's view of this log."""
+        return tuple(self._shared.views)
+
     def notify(self) -> None:
         """Wake the waiters whose selection changed."""
         for waiter in list(self._waiters):
@@ -324,6 +330,42 @@ class FakeLog:
         self._shared.entries.append((command, result))
         self._shared.notify()
         return result
+
+
+class FakeRaft:
+    """The Raft node below a ``FakeLog``: all is well unless the test says otherwise; the successor is the first who can."""
+
+    def __init__(self, log: FakeLog, peers: Sequence[str] = ()) -> None:
+        self._log = log
+        self._peers = [name for name in peers if name != log.node]
+        self.unwell: dict[str, PeerStatus] = {}
+        self.transfers: list[str | None] = []
+        self.stuck = False  # nobody takes over
+
+    async def status(self, *, restart: bool = False) -> RaftStatus:
+        index = len(self._log.entries)
+        leadership = self._log.leadership
+        well = PeerStatus(
+            connected=True, voter=True, last_contact=0.02, steady_for=60.0, last_index=index, last_term=leadership.term
+        )
+        return RaftStatus(
+            leadership=leadership,
+            last_index=index,
+            last_term=leadership.term,
+            commit_index=index,
+            applied_index=index,
+            running_for=60.0,
+            contact_max=0.3,
+            peers={name: self.unwell.get(name, well) for name in self._peers},
+        )
+
+    async def transfer_leadership(self, to: str | None = None, *, deadline: float = 5.0) -> bool:
+        self.transfers.append(to)
+        views = {view.node: view for view in self._log.views if view is not self._log}
+        if self.stuck or not views:
+            return False
+        views[to or min(views)].become_leader()
+        return True
 
 
 @dataclass

@@ -189,6 +189,8 @@ def view(log: SetLog, *, index: int = 5) -> NodeView:
         peers={},
         connect_enabled=True,
         ready=lambda: Readiness(ready=True),
+        raft=None,  # type: ignore[arg-type]
+        telemetry=None,  # type: ignore[arg-type]
     )
 
 

@@ -25,7 +25,7 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output", "recover"}},
     {"": {"daemon"}},
-    {"api": {"", "agent", "connect_ca", "operator", "origin", "query", "routes", "server", "status"}},
+    {"api": {"", "agent", "connect_ca", "metrics", "operator", "origin", "query", "routes", "server", "status"}},
     {"": {"leaf_cache"}},
     {"forwarding": {"", "channel", "leader"}},
     {
@@ -36,6 +36,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "custody",
             "issuance",
             "maintenance",
+            "operations",
             "plan",
             "ports",
             "probe",
@@ -59,6 +60,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "seam",
             "snapshot_file",
             "stored_keys",
+            "status",
             "streams",
             "thread",
         },
@@ -86,7 +88,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "internode": {"", "identity", "keyring", "membership"},
         "config": {"", "agent_config", "consul_keys", "document", "sources"},
     },
-    {"telemetry": {"", "logs"}},
+    {"telemetry": {"", "logs", "metrics"}},
     {"": {"", "environment", "errors", "fields", "gojson"}},
 )
 

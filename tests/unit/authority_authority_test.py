@@ -11,7 +11,7 @@ from caserver.errors import ConnectDisabled, InvalidConfig, NotInitialized, NotL
 from caserver.internode.keyring import Keyring
 from caserver.pki.certificates import describe
 from caserver.providers.builtin import builtin_factory
-from caserver.requests import Caller, ChangeConfiguration, ReadAt, ReadIndex, Request, SignLeaves
+from caserver.requests import Caller, CARequest, ChangeConfiguration, ReadAt, ReadIndex, SignLeaves
 from caserver.state.commands import ActivateRoot, BeginChange, Bootstrap
 from caserver.state.configuration import parse_bootstrap
 from tests.testkit.fakes import FakeLog, ManualClock, SeededEntropy, settle
@@ -82,7 +82,7 @@ async def test_a_follower_does_nothing_and_says_who_it_is() -> None:
 
 
 @pytest.mark.parametrize("request_", [SignLeaves(()), ChangeConfiguration("{}")], ids=str)
-async def test_without_connect_every_operation_of_the_ca_says_so(request_: Request) -> None:
+async def test_without_connect_every_operation_of_the_ca_says_so(request_: CARequest) -> None:
     async with running(build_node(FakeLog(), connect=False)) as node:
         with pytest.raises(ConnectDisabled):
             await node.authority.execute(Caller(), request_)

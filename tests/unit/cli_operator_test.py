@@ -91,3 +91,24 @@ def test_keyring_status_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         main(["operator", "keyring", "status", f"-http-addr={server.address}", "-format=json"], {})
 
     assert json.loads(capsys.readouterr().out) == KEYRING
+
+
+@pytest.mark.parametrize(("arguments", "target"), [([], ""), (["-id=n2"], "?id=n2"), (["-id", "n2"], "?id=n2")])
+def test_transfer_leader_says_success(arguments: list[str], target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server() as server:
+        server.answers('{"Success":true}')
+
+        code = main(["operator", "raft", "transfer-leader", f"-http-addr={server.address}", *arguments], {})
+
+    assert (code, capsys.readouterr().out) == (0, "Success\n")
+    assert (server.asked[0].method, server.asked[0].target) == ("PUT", f"/v1/operator/raft/transfer-leader{target}")
+
+
+def test_transfer_leader_reports_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server() as server:
+        server.answers("leadership was not handed over: n2 could not take it", 503)
+
+        code = main(["operator", "raft", "transfer-leader", f"-http-addr={server.address}"], {})
+
+    assert code == 1
+    assert "Error transferring leadership: Unexpected response code: 503 (leadership was not" in capsys.readouterr().err

@@ -13,11 +13,16 @@ from caserver.requests import (
     ConfigurationChanged,
     Failure,
     IssuedLeaf,
+    LeadershipMoved,
     LeavesSigned,
     ReadAt,
     ReadIndex,
+    ReadServers,
     Request,
+    ServersRead,
+    ServerStatus,
     SignLeaves,
+    TransferLeadership,
     decode_answer,
     decode_request,
     encode_answer,
@@ -35,6 +40,17 @@ LEAF = IssuedLeaf(
     signing_key_id="cc:dd",
     index=33,
 )
+SERVER = ServerStatus(
+    name="n2",
+    leader=True,
+    voter=False,
+    healthy=True,
+    connected=False,
+    last_contact=-1.0,
+    last_index=7,
+    last_term=2,
+    stable_since=1_700_000_000,
+)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 CALLERS = st.builds(
     Caller, token=st.none() | st.builds(Secret, TEXTS), source=TEXTS, request_id=st.text("0123456789abcdef")
@@ -43,6 +59,8 @@ REQUESTS = st.one_of(
     st.builds(SignLeaves, csrs=st.lists(TEXTS).map(tuple)),
     st.builds(ChangeConfiguration, body=TEXTS, cas=st.none() | st.integers(0), force=st.booleans()),
     st.builds(ReadIndex, consistent=st.booleans()),
+    st.builds(ReadServers, consistent=st.booleans()),
+    st.builds(TransferLeadership, to=st.none() | TEXTS, away_from=TEXTS),
 )
 
 
@@ -58,6 +76,9 @@ def test_a_request_arrives_as_it_was_sent(caller: Caller, request: Request) -> N
         LeavesSigned(()),
         ConfigurationChanged(index=7, rotated=True, warnings=("P-224 is weak",)),
         ReadAt(12),
+        ServersRead(()),
+        ServersRead((SERVER,)),
+        LeadershipMoved("n2"),
     ],
 )
 def test_an_answer_arrives_as_it_was_sent(answer: Answer) -> None:
@@ -108,6 +129,7 @@ def _altered(**changes: object) -> bytes:
         _altered(token=5),
         _altered(source=None),
         _altered(operation="read_index", arguments={"consistent": 1}),
+        _altered(operation="transfer_leadership", arguments={"to": 5, "away_from": "n1"}),
         _altered(operation="change_configuration", arguments={"body": "", "cas": True, "force": False}),
     ],
 )
@@ -126,6 +148,9 @@ def test_a_frame_that_is_not_exactly_known_is_refused_without_being_quoted(frame
         b'{"version":1,"leaves":[{"leaf":{}}]}',
         b'{"version":1,"changed":{"index":1,"rotated":1,"warnings":[]}}',
         b'{"version":1,"read_at":"5"}',
+        b'{"version":1,"leader":5}',
+        b'{"version":1,"servers":[5]}',
+        b'{"version":1,"servers":[{"name":"n1"}]}',
     ],
 )
 def test_an_answer_that_is_not_exactly_known_is_refused(frame: bytes) -> None:

@@ -1,13 +1,17 @@
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from immutables import Map
 
 from caserver import wire
 from caserver.errors import InvalidRequest
-from caserver.requests import IssuedLeaf
+from caserver.requests import IssuedLeaf, ServerStatus
 from caserver.state.model import CARoot, CAState, Configuration, Effective, Index, RootID, StoredConfiguration
+from caserver.telemetry import metrics
+from caserver.telemetry.metrics import Reading, Totals
 
 CLUSTER = "838f036d-2872-2c69-9558-34f8baacf38a"
 ROOT = CARoot(
@@ -109,10 +113,72 @@ def test_a_leaf_has_consuls_names_and_no_key_unless_given() -> None:
     assert wire.encode_leaf(leaf)["ValidAfter"] == "2026-11-23T10:46:51Z"
 
 
-def test_the_raft_configuration_lists_every_server() -> None:
-    document = wire.encode_raft_configuration({"n2": "10.0.0.2:8300", "n1": "10.0.0.1:8300"}, "n2")
+def server(name: str, **fields: Any) -> ServerStatus:
+    well = ServerStatus(
+        name=name,
+        leader=False,
+        voter=True,
+        healthy=True,
+        connected=True,
+        last_contact=0.0,
+        last_index=9,
+        last_term=2,
+        stable_since=1795430811,
+    )
+    return replace(well, **fields)
 
-    assert [(each["Node"], each["Leader"]) for each in document["Servers"]] == [("n1", False), ("n2", True)]
+
+@pytest.mark.parametrize(
+    ("unwell", "healthy", "tolerance"),
+    [([], True, 1), ([{"healthy": False}], False, 0), ([{"voter": False}], False, 0)],
+)
+def test_health_says_how_many_servers_may_be_lost(unwell: list[dict[str, bool]], healthy: bool, tolerance: int) -> None:
+    servers = [server("n1", leader=True), server("n2"), server("n3", **(unwell[0] if unwell else {}))]
+
+    document = wire.encode_health(servers, {}, {"n1": "1.0"})
+
+    assert (document["Healthy"], document["FailureTolerance"]) == (healthy, tolerance)
+    assert [each["Version"] for each in document["Servers"]] == ["1.0", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1.0, "never"), (0.0, "0s"), (0.01823282, "18.23282ms"), (0.0005, "500µs"), (0.25, "250ms"), (75.0, "1m15s")],
+)
+def test_contact_is_shown_as_go_shows_a_duration(seconds: float, text: str) -> None:
+    document = wire.encode_health([server("n1", last_contact=seconds)], {}, {})
+
+    assert document["Servers"][0]["LastContact"] == text
+
+
+def test_metrics_have_consuls_shape() -> None:
+    readings = [
+        Reading(metrics.TERM, 3),
+        Reading(metrics.HTTP_REQUESTS, 20, {"path": "/x", "method": "GET", "status": "200"}),
+        Reading(metrics.FSYNC_TIME, Totals(4, 6.0, 14.0, 0.5, 3.0)),
+    ]
+
+    document = wire.encode_metrics(readings, ended=datetime(2026, 11, 23, 10, 54, 20, tzinfo=UTC), seconds=10.0)
+
+    assert list(document) == ["Timestamp", "Gauges", "Points", "Counters", "Samples"]
+    assert document["Timestamp"] == "2026-11-23 10:54:20 +0000 UTC"
+    assert document["Gauges"] == [{"Name": "caserver.raft.term", "Value": 3, "Labels": {}}]
+    assert [(each["Count"], each["Rate"], each["Sum"]) for each in document["Counters"]] == [(20, 2, 20)]
+    (sample,) = document["Samples"]
+    assert (sample["Count"], sample["Min"], sample["Max"], sample["Mean"]) == (4, 0.5, 3, 1.5)
+    assert sample["Stddev"] == pytest.approx(1.2909944)
+
+
+def test_the_raft_configuration_lists_every_server() -> None:
+    servers = [server("n1"), server("n2", leader=True), server("n3", voter=False)]
+
+    document = wire.encode_raft_configuration(servers, {"n2": "10.0.0.2:8300", "n1": "10.0.0.1:8300"})
+
+    assert [(each["Node"], each["Leader"], each["Voter"], each["Address"]) for each in document["Servers"]] == [
+        ("n1", False, True, "10.0.0.1:8300"),
+        ("n2", True, True, "10.0.0.2:8300"),
+        ("n3", False, False, ""),
+    ]
     assert list(document["Servers"][0]) == ["ID", "Node", "Address", "Leader", "ProtocolVersion", "Voter"]
     assert document["Index"] == 0
 
