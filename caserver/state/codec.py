@@ -25,6 +25,7 @@ from caserver.errors import Corrupt
 from caserver.internode.keyring import Sealed
 from caserver.state import commands as c
 from caserver.state import model as m
+from caserver.state.ledger import by_expiry
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -394,6 +395,7 @@ def _read_ledger(lines: Iterable[bytes], max_rows: int) -> m.Ledger:
         ),
         row_count=sum(len(rows) for _, _, rows in hours.values()),
         uses=Map(uses),
+        uses_by_expiry=by_expiry(Map(uses)),
         max_rows=max_rows,
     )
 

@@ -10,18 +10,19 @@ from immutables import Map, MapMutation
 
 from caserver.state.commands import LeafOrder
 from caserver.state.lifecycle import hour_is_over
-from caserver.state.model import HOUR, CARoot, Index, Ledger, LedgerHour, LedgerRow, RootID, ServiceUse
+from caserver.state.model import HOUR, CARoot, Index, Ledger, LedgerHour, LedgerRow, RootID, ServiceUse, UseKey
 
 K = TypeVar("K")
 V = TypeVar("V")
 _NO_HOUR = LedgerHour(0, 0, Map())
+_NO_KEYS: Map[UseKey, None] = Map()
 
 
 def book(
     ledger: Ledger, orders: Iterable[LeafOrder], root_id: RootID, index: Index
 ) -> tuple[Ledger, tuple[tuple[int, int, LedgerRow], ...]]:
     """The ledger with ``orders`` booked at ``index``, within its bound, and (hour, number, row) of each order."""
-    uses = ledger.uses.mutate()
+    uses = _Uses(ledger)
     booked: list[tuple[int, int, LedgerRow]] = []
     numbers: dict[int, int] = {}
     rows: dict[int, MapMutation[int, LedgerRow]] = {}
@@ -35,12 +36,12 @@ def book(
         rows[hour][number] = row
         numbers[hour] = number + 1
         booked.append((hour, number, row))
-        uses[root_id, order.service] = _used(uses.get((root_id, order.service)), order)
+        uses.count((root_id, order.service), order)
     hours = ledger.hours.mutate()
     for hour, changed in rows.items():
         hours[hour] = LedgerHour(hours.get(hour, _NO_HOUR).first, numbers[hour], changed.finish())
-    grown = Ledger(hours.finish(), ledger.row_count + len(booked), uses.finish(), ledger.max_rows)
-    return _evicted(grown), tuple(booked)
+    grown = replace(ledger, hours=hours.finish(), row_count=ledger.row_count + len(booked))
+    return _evicted(uses.kept(grown)), tuple(booked)
 
 
 def with_serials(ledger: Ledger, serials: Iterable[tuple[int, int, int]]) -> Ledger:
@@ -61,12 +62,14 @@ def with_serials(ledger: Ledger, serials: Iterable[tuple[int, int, int]]) -> Led
 def expired(ledger: Ledger, now: int) -> Ledger:
     """The ledger without hours that are over at ``now`` and without services whose last leaf has expired."""
     over = [hour for hour in ledger.hours if hour_is_over(hour, now)]
-    return replace(
+    uses = _Uses(ledger)
+    uses.drop_expiries([expiry for expiry in ledger.uses_by_expiry if expiry < now])
+    rest = replace(
         ledger,
         hours=without(ledger.hours, over),
         row_count=ledger.row_count - sum(len(ledger.hours[hour].rows) for hour in over),
-        uses=without(ledger.uses, [key for key, use in ledger.uses.items() if use.latest_not_after < now]),
     )
+    return uses.kept(rest)
 
 
 def without_roots(ledger: Ledger, gone: Iterable[CARoot]) -> Ledger:
@@ -78,8 +81,9 @@ def without_roots(ledger: Ledger, gone: Iterable[CARoot]) -> Ledger:
         leaving = [number for number, row in within.rows.items() if row.root_id in live_hours]
         hours = hours.set(hour, replace(within, rows=without(within.rows, leaving)))
         row_count -= len(leaving)
-    uses = without(ledger.uses, [key for key in ledger.uses if key[0] in live_hours])
-    return replace(ledger, hours=hours, row_count=row_count, uses=uses)
+    uses = _Uses(ledger)
+    uses.drop([key for key in ledger.uses if key[0] in live_hours])
+    return uses.kept(replace(ledger, hours=hours, row_count=row_count))
 
 
 def without(found: Map[K, V], keys: Iterable[K]) -> Map[K, V]:
@@ -90,10 +94,55 @@ def without(found: Map[K, V], keys: Iterable[K]) -> Map[K, V]:
     return left.finish()
 
 
-def _used(use: ServiceUse | None, order: LeafOrder) -> ServiceUse:
-    if use is None:
-        return ServiceUse(1, order.not_after, order.serial)
-    return ServiceUse(use.count + 1, max(use.latest_not_after, order.not_after), order.serial)
+def by_expiry(uses: Map[UseKey, ServiceUse]) -> Map[int, Map[UseKey, None]]:
+    """Totals by the instant at which the last leaf of each expires."""
+    found: dict[int, list[tuple[UseKey, None]]] = {}
+    for key, use in uses.items():
+        found.setdefault(use.latest_not_after, []).append((key, None))
+    return Map({expiry: Map(keys) for expiry, keys in found.items()})
+
+
+class _Uses:
+    """The totals of one ledger being changed, together with their order of expiry."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._uses = ledger.uses.mutate()
+        self._expiries = ledger.uses_by_expiry  # not a mutation: those cannot be iterated
+        self._max = ledger.max_rows
+
+    def count(self, key: UseKey, order: LeafOrder) -> None:
+        """One more leaf."""
+        use, latest, count = self._uses.get(key), order.not_after, 1
+        if use is not None:
+            latest, count = max(latest, use.latest_not_after), use.count + 1
+        if use is None or use.latest_not_after != latest:
+            if use is not None:
+                self._leave(key, use)
+            self._expiries = self._expiries.set(latest, self._expiries.get(latest, _NO_KEYS).set(key, None))
+        self._uses[key] = ServiceUse(count, latest, order.serial)
+
+    def drop(self, keys: Iterable[UseKey]) -> None:
+        """Forget some."""
+        for key in keys:
+            self._leave(key, self._uses.pop(key))
+
+    def drop_expiries(self, expiries: Iterable[int]) -> None:
+        """Forget all whose last leaf expires at one of these instants."""
+        for expiry in expiries:
+            for key in self._expiries[expiry]:
+                del self._uses[key]
+            self._expiries = self._expiries.delete(expiry)
+
+    def kept(self, ledger: Ledger) -> Ledger:
+        """``ledger`` with these totals, within their bound: those that expire first go first."""
+        while len(self._uses) > self._max:
+            self.drop_expiries([min(self._expiries)])
+        return replace(ledger, uses=self._uses.finish(), uses_by_expiry=self._expiries)
+
+    def _leave(self, key: UseKey, use: ServiceUse) -> None:
+        expiry = use.latest_not_after
+        left = self._expiries[expiry].delete(key)
+        self._expiries = self._expiries.set(expiry, left) if left else self._expiries.delete(expiry)
 
 
 def _evicted(ledger: Ledger) -> Ledger:

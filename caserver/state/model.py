@@ -16,8 +16,9 @@ from caserver.internode.keyring import Sealed
 
 Index = NewType("Index", int)
 RootID = NewType("RootID", str)
+UseKey = tuple[RootID, str]  # root, service
 
-HOUR = 3600  # seconds; expiry buckets of the ledger
+HOUR = 3600  # seconds; expiry buckets of the ledger's leaves
 HISTORY_MAX = 50  # configurations kept for undo and for "who changed what"
 REQUEST_IDS_KEPT = 600  # seconds a request id is remembered
 
@@ -115,11 +116,14 @@ class ServiceUse:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What was issued: totals per (root, service), single leaves up to ``max_rows``."""
+    """What was issued: single leaves and totals per (root, service), each up to ``max_rows``."""
 
     hours: Map[int, LedgerHour] = field(default_factory=Map)
     row_count: int = 0
-    uses: Map[tuple[RootID, str], ServiceUse] = field(default_factory=Map)
+    uses: Map[UseKey, ServiceUse] = field(default_factory=Map)
+    uses_by_expiry: Map[int, Map[UseKey, None]] = field(
+        default_factory=Map
+    )  # by latest_not_after; made anew from a snapshot
     max_rows: int = 100_000
 
 

@@ -26,6 +26,7 @@ from caserver.state.commands import (
     SetConfiguration,
     SetIntermediate,
 )
+from caserver.state.ledger import by_expiry
 from caserver.state.model import HISTORY_MAX, HOUR, CARoot, CAState, Effective, Index, RootID, StoredConfiguration
 from caserver.state.sealing import sealed_values
 
@@ -260,6 +261,8 @@ def check_invariants(state: CAState) -> None:
     for hour, within in ledger.hours.items():
         assert all(within.first <= number < within.next for number in within.rows)
         assert all(row.not_after // HOUR == hour for row in within.rows.values())
+    assert len(ledger.uses) <= ledger.max_rows
+    assert ledger.uses_by_expiry == by_expiry(ledger.uses)
     for root in state.roots:
         check_bookkeeping(state, root)
     places = sealed_values(state)

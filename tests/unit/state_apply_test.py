@@ -390,6 +390,23 @@ class TestSerials:
         assert refused(initialized(), RecordSerials(NOW, ((1, 2, 0),))).reason == Reason.INVALID
 
 
+class TestTotals:
+    def test_are_bounded_and_those_that_expire_first_go_first(self):
+        state = initialized(max_rows=3)
+        for number in range(5):
+            name, until = f"s{number}", NOW + HOUR + number
+            state = applied(state, issue(state, order(name, service=name, not_after=until)))
+
+        assert set(state.ledger.uses) == {(OLD, "s2"), (OLD, "s3"), (OLD, "s4")}
+
+    def test_a_service_that_renews_outlasts_one_that_does_not(self):
+        state = initialized(max_rows=2)
+        for name, until in (("web", HOUR), ("db", HOUR + 1), ("web", 2 * HOUR), ("new", 2 * HOUR)):
+            state = applied(state, issue(state, order(f"{name}-{until}", service=name, not_after=NOW + until)))
+
+        assert {service: use.count for (_, service), use in state.ledger.uses.items()} == {"web": 2, "new": 1}
+
+
 class TestExpiry:
     def test_forgets_hours_that_are_over(self):
         state = initialized()
