@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import Keyring
-from caserver.internode.membership import Membership
+from caserver.internode.membership import Hello, Membership
 from caserver.raft import streams as streams_module
 from caserver.raft.messages import FRAME_BYTES_MAX, frame
 from caserver.raft.streams import Streams
@@ -135,6 +135,28 @@ async def test_messages_arrive_in_order_under_the_name_of_the_certificate() -> N
         assert ("n2", True) in n1.links
 
 
+class FirstRelease(Membership):
+    """A node that knows no later kinds of messages."""
+
+    def hello(self, node: str, *, to: str) -> Hello:
+        return replace(super().hello(node, to=to), kinds=())
+
+
+async def test_a_message_of_a_later_kind_goes_only_to_nodes_that_read_it() -> None:
+    keys = {"type": "keys", "held": ["aa"], "stored": []}
+    async with running("n1", "n3") as (cluster, (n1, n3)):
+        n2 = await cluster.start("n2", membership=FirstRelease(NAMES))
+        await until(lambda: n1.streams.connected("n2") and n1.streams.connected("n3"))
+        for peer in ("n2", "n3"):
+            assert n1.streams.send(peer, keys) == (peer == "n3")
+            assert n1.streams.send(peer, VOTE)
+        await until(lambda: n2.received and len(n3.received) == 2)
+
+        assert n2.received == [("n1", VOTE)]
+        assert n3.received == [("n1", keys), ("n1", VOTE)]
+        await stop(n2)
+
+
 async def test_a_message_to_a_peer_that_is_not_there_is_certainly_not_sent() -> None:
     async with running("n1") as (_, (n1,)):
         assert not n1.streams.send("n2", VOTE)
@@ -187,6 +209,20 @@ async def test_nodes_that_do_not_belong_together_refuse_each_other_on_both_sides
             assert all(word in reason for reason in reasons(logs))
             assert {"n1", "n2"} == {entry["peer"] for entry in logs if entry["event"] == "peer_refused"}
             await stop(n2)
+
+
+async def test_another_reason_for_a_refusal_is_logged_at_once() -> None:
+    with capture_logs() as logs:
+        async with running("n1") as (_, (n1,)):
+            for membership in (Membership(("n1", "n2")), Membership(NAMES, "1:abcdef"), Membership(("n1", "n2"))):
+                reader, writer = await dial(n1, NodeIdentity(KEYRING, "n2", NAMES).client_context())
+                writer.write(raw_hello("n2", "n1", membership))
+                assert await closed_by_peer(reader)
+                writer.transport.abort()
+    said = reasons(logs)
+
+    assert ["list of nodes" in reason for reason in said] == [True, False]
+    assert "generation" in said[1]
 
 
 async def test_a_refusal_is_logged_once_however_often_it_happens() -> None:
@@ -336,6 +372,24 @@ async def test_a_stranger_that_says_nothing_is_closed_in_time(monkeypatch: pytes
         for reader, writer in silent:
             assert await closed_by_peer(reader, seconds=2)
             writer.transport.abort()
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["in the handshake", "in the hello"])
+async def test_a_stranger_that_trickles_is_closed_in_time(monkeypatch: pytest.MonkeyPatch, encrypted: bool) -> None:
+    monkeypatch.setattr(streams_module, "HELLO_SECONDS", 0.3)
+    async with running("n1") as (_, (n1,)):
+        context = NodeIdentity(KEYRING, "n2", NAMES).client_context() if encrypted else None
+        reader, writer = await dial(n1, context)
+        closed = asyncio.ensure_future(closed_by_peer(reader, seconds=3))
+        for byte in raw_hello("n2", "n1") if encrypted else b"\x16\x03\x01\x02\x00\x01" + bytes(500):
+            if closed.done():
+                break
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.02)
+
+        assert await closed
+        writer.transport.abort()
+        assert not n1.received
 
 
 async def test_a_flood_of_strangers_does_not_keep_a_peer_out() -> None:
