@@ -110,6 +110,7 @@ class _Agent:
         self._clock = clock
         self._entropy = entropy
         self._leaderless_since: float | None = float("-inf")
+        self._key_ids: tuple[str, ...] = ()
         self._stopping = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -138,6 +139,7 @@ class _Agent:
     async def _start(self, stack: AsyncExitStack) -> RaftThread[Command, CAState, Result]:
         config = self._config
         keyring = _keyring(config, self._entropy)
+        self._key_ids = keyring.key_ids
         workers = ThreadWorkers(WORKERS)
         stack.callback(workers.close)
         identity = NodeIdentity(keyring, config.node_name, config.peers)
@@ -172,11 +174,13 @@ class _Agent:
             entropy=self._entropy,
             datacenter=config.datacenter,
             max_entries=config.limits.leaf_cache_max,
+            clock_fault=authority.clock_fault,
         )
         for name, work in (
             ("authority", authority.run),
             ("leaf cache", leaf_cache.run),
             ("leader watch", lambda: self._watch_leader(raft)),
+            ("clock watch", lambda: authority.watch_clock(raft.transfer_leadership)),
         ):
             await stack.enter_async_context(self._supervised(name, work))
         await self._start_api(
@@ -285,7 +289,11 @@ class _Agent:
             degraded.insert(0, ("NotAVoter", reason))
         if since is not None:
             degraded.insert(0, ("NoLeader", "no leader is known"))
-        ready = since is None or self._clock.monotonic() - since < LEADERLESS_MAX
+        closed = keys_in_state(raft.state) - set(self._key_ids)
+        if closed:
+            reason = f"secrets are sealed with key {', '.join(sorted(closed))}, which cluster_secret does not list here"
+            degraded.insert(0, ("KeyNotHeld", reason))
+        ready = not closed and (since is None or self._clock.monotonic() - since < LEADERLESS_MAX)
         return Readiness(ready=ready, degraded=tuple(degraded))
 
     async def _watch_leader(self, raft: RaftThread[Command, CAState, Result]) -> None:

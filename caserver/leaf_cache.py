@@ -13,6 +13,7 @@ import contextlib
 import functools
 import heapq
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,14 +94,24 @@ class LeafCache:
     """Serves leaves of services with their keys; ``run`` renews them."""
 
     def __init__(
-        self, log: Log, leader: Leader, *, clock: Clock, entropy: Entropy, datacenter: str, max_entries: int
+        self,
+        log: Log,
+        leader: Leader,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        datacenter: str,
+        max_entries: int,
+        clock_fault: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """``clock_fault`` says why the wall clock of this node is not to be trusted: nothing falls due by it then."""
         self._log = log
         self._leader = leader
         self._clock = clock
         self._entropy = entropy
         self._datacenter = datacenter
         self._max_entries = max_entries
+        self._clock_fault = clock_fault
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently read first
         self._due: list[tuple[float, int, _Entry]] = []  # heap; an entry's place counts if its time is the entry's
         self._pushed = 0
@@ -343,12 +354,12 @@ class LeafCache:
     async def _next_due(self) -> _Entry:
         """Wait for the next entry that is due."""
         while True:
-            now = self._clock.now().timestamp()
-            while self._due and self._due[0][0] <= now:
+            now, doubted = self._clock.now().timestamp(), self._clock_fault() is not None
+            while not doubted and self._due and self._due[0][0] <= now:
                 at, _, entry = heapq.heappop(self._due)
                 if self._counts(at, entry):
                     return entry
-            pause = min(_LOOK_AGAIN, self._due[0][0] - now) if self._due else _LOOK_AGAIN
+            pause = min(_LOOK_AGAIN, self._due[0][0] - now) if self._due and not doubted else _LOOK_AGAIN
             self._kick.clear()
             with contextlib.suppress(TimeoutError):
                 await within(self._clock, pause, self._kick.wait())

@@ -9,6 +9,7 @@ log of the whole cluster holds none.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import assert_never
 
 import structlog
@@ -115,6 +116,14 @@ class Authority:
         elif active.not_after <= self._clock.now().timestamp():
             found.append(("CARootExpired", f"the active root {active.id} has expired; no leaf can be signed"))
         return tuple(found)
+
+    def clock_fault(self) -> str | None:
+        """Why the wall clock of this node is not to be trusted right now; None if it is."""
+        return self._guard.fault()
+
+    async def watch_clock(self, hand_over: Callable[[], Awaitable[bool]]) -> None:
+        """Keep an eye on the clock until cancelled; ``hand_over`` lets another node lead while this one's is off."""
+        await self._guard.watch(hand_over)
 
     async def execute(self, caller: Caller, request: CARequest) -> CAAnswer:
         """Do one operation; NotLeader if this node does not lead."""

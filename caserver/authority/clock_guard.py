@@ -2,19 +2,25 @@
 
 Two witnesses: the monotonic clock of the same machine, over the last minute, and the wall clocks of the majority. While
 either contradicts by more than ``LIMIT`` seconds, and until both have agreed for ``STEADY`` seconds, nothing is issued,
-rotated, expired or pruned. Looked at before every such step, so that no timer is needed.
+rotated, renewed, expired or pruned. Looked at before every such step, and by ``watch`` in between, so that a jump of long
+ago is not mistaken for one of just now. Raft itself knows no wall clock and goes on.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
+
+import structlog
 
 from caserver.authority.ports import Log
 from caserver.environment import Clock
 
 LIMIT = 30.0  # seconds
 STEADY = 60.0  # seconds
+LOOK_EVERY = 5.0  # seconds
 _SAMPLE_EVERY = 1.0  # seconds at least between samples that are kept
+_log = structlog.get_logger(__name__)
 
 
 class ClockGuard:
@@ -37,17 +43,34 @@ class ClockGuard:
             return None
         return self._why
 
+    async def watch(self, hand_over: Callable[[], Awaitable[bool]]) -> None:
+        """Look again and again, until cancelled; say when doubt begins and ends.
+
+        A leader whose clock is off those of the others hands leadership over (``hand_over``): they can sign meanwhile.
+        """
+        doubted = False
+        while True:
+            fault = self.fault()
+            if (fault is not None) != doubted:
+                doubted = fault is not None
+                _log.warning(
+                    "the clock is not trusted" if doubted else "the clock is trusted again", reason=fault or ""
+                )
+            elif self._log.leadership.is_leader and abs(self._log.leadership.clock_offset) > LIMIT:
+                _log.warning("leadership is handed over because of the clock", handed_over=await hand_over())
+            await self._clock.sleep(LOOK_EVERY)
+
     def _compare(self, now: float, offset: float) -> None:
         # The sample before the last minute stays: a jump may lie between two looks.
         while len(self._samples) > 1 and self._samples[1][0] <= now - STEADY:
             self._samples.popleft()
         jump = max((offset - former for _, former in self._samples), key=abs, default=0.0)
-        apart = self._log.leadership.clock_offset
+        node, apart = self._log.leadership.node, self._log.leadership.clock_offset
         if abs(jump) > LIMIT:
             self._samples.clear()
-            self._doubt(now, f"the wall clock of this node jumped by {jump:+.0f} s")
+            self._doubt(now, f"the wall clock of {node} jumped by {jump:+.0f} s")
         elif abs(apart) > LIMIT:
-            self._doubt(now, f"the wall clock of this node is {apart:+.0f} s off those of the other servers")
+            self._doubt(now, f"the wall clock of {node} is {apart:+.0f} s off those of the other servers")
         if not self._samples or now - self._samples[-1][0] >= _SAMPLE_EVERY:
             self._samples.append((now, offset))
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from caserver.authority.authority import Authority
 from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
-from caserver.environment import InlineWorkers, SystemClock, SystemEntropy
+from caserver.environment import Clock, InlineWorkers, SystemClock, SystemEntropy
 from caserver.forwarding.channel import Channel
 from caserver.forwarding.leader import Leader
 from caserver.internode.identity import NodeIdentity
@@ -64,6 +64,23 @@ class SteppedClock:
         stepped.set()
 
 
+class SkewedClock:
+    """One node's clock: another one, whose wall somebody set wrong."""
+
+    def __init__(self, of: Clock) -> None:
+        self._of = of
+        self.skew = 0.0  # seconds
+
+    def now(self) -> datetime:
+        return self._of.now() + timedelta(seconds=self.skew)
+
+    def monotonic(self) -> float:
+        return self._of.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self._of.sleep(seconds)
+
+
 @dataclass(slots=True)
 class Member:
     """One node of the composition."""
@@ -71,6 +88,8 @@ class Member:
     name: str
     raft: RaftThread[Command, CAState, Result]
     leader: Leader
+    authority: Authority
+    clocks: tuple[SkewedClock, SkewedClock]  # of the authority and of the log
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     running: bool = True
 
@@ -92,6 +111,11 @@ class Member:
             return value
 
         return await asyncio.wait_for(wait(), WITHIN)
+
+    def set_wall(self, seconds: float) -> None:
+        """Set this node's wall clock wrong by so much; zero sets it right."""
+        for clock in self.clocks:
+            clock.skew = seconds
 
     async def stop(self) -> None:
         """Leave in order, leadership first."""
@@ -158,25 +182,26 @@ async def _start(
     keyring = Keyring([SECRET])
     identity = NodeIdentity(keyring, name, servers)
     settings = RaftSettings(node=name, peers=servers, bind=servers[name], multiplier=1, data_dir=None)
+    own, log_clock = SkewedClock(clock), SkewedClock(SystemClock())
     raft: RaftThread[Command, CAState, Result] = RaftThread(
-        settings, CAStateMachine(), keyring=keyring, clock=SystemClock(), entropy=entropy, cluster_id=_cluster_id
+        settings, CAStateMachine(), keyring=keyring, clock=log_clock, entropy=entropy, cluster_id=_cluster_id
     )
     await raft.start()
     authority = Authority(
         raft,
-        providers=Providers({"consul": builtin_factory(clock, entropy, InlineWorkers())}),
+        providers=Providers({"consul": builtin_factory(own, entropy, InlineWorkers())}),
         keyring=keyring,
-        clock=clock,
+        clock=own,
         entropy=entropy,
         workers=InlineWorkers(),
         datacenter="dc1",
         bootstrap=default_bootstrap(),
     )
-    operations = Operations(raft, raft=raft, authority=authority.execute, clock=clock)
+    operations = Operations(raft, raft=raft, authority=authority.execute, clock=own)
     channel = Channel(identity, name, peers=forwards, bind=forwards[name], serve=operations.execute)
     await channel.start()
-    leader = Leader(raft, execute=operations.execute, hop=channel, clock=clock, entropy=entropy)
-    member = Member(name, raft, leader)
+    leader = Leader(raft, execute=operations.execute, hop=channel, clock=own, entropy=entropy)
+    member = Member(name, raft, leader, authority, (own, log_clock))
     member.stack.push_async_callback(raft.stop)
     member.stack.push_async_callback(channel.close)
     await member.stack.enter_async_context(_running(authority))

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
-import pytest
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from caserver.authority.clock_guard import ClockGuard
+import pytest
+from structlog.testing import capture_logs
+
+from caserver.authority.clock_guard import LOOK_EVERY, ClockGuard
 from caserver.errors import Unavailable
 from caserver.requests import Caller, ReadAt, ReadIndex
-from tests.testkit.fakes import FakeLog, ManualClock
+from tests.testkit.fakes import FakeLog, ManualClock, settle
 from tests.testkit.nodes import build_node, leading_node, operator_root, running
 
 
@@ -99,3 +105,65 @@ async def test_no_root_is_made_by_a_doubtful_clock() -> None:
         log.clock_offset = 0.0
         await node.clock.advance(300)
         assert len(node.state.roots) == 1
+
+
+@asynccontextmanager
+async def watched(log: FakeLog, clock: ManualClock) -> AsyncIterator[tuple[ClockGuard, list[str]]]:
+    """A guard that looks by itself, and the hand-overs that it asked for."""
+    guard, asked = ClockGuard(log, clock), list[str]()
+
+    async def hand_over() -> bool:
+        asked.append("handed over")
+        log.step_down()
+        return True
+
+    task = asyncio.get_running_loop().create_task(guard.watch(hand_over))
+    await settle()
+    try:
+        yield guard, asked
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+async def test_a_jump_of_long_ago_is_no_reason_for_doubt_when_somebody_comes_to_ask(seconds: float) -> None:
+    clock = ManualClock()
+    async with watched(FakeLog(), clock) as (guard, asked):
+        await clock.advance(100)
+        clock.set_wall(seconds)
+        await clock.advance(600)
+        assert guard.fault() is None
+        assert not asked
+
+
+async def test_the_log_says_when_doubt_begins_and_when_it_ends() -> None:
+    clock = ManualClock()
+    with capture_logs() as logs:
+        async with watched(FakeLog(), clock):
+            clock.set_wall(100)
+            await clock.advance(300)
+
+    assert [entry["event"] for entry in logs] == ["the clock is not trusted", "the clock is trusted again"]
+    assert "+100 s" in logs[0]["reason"]
+
+
+async def test_a_leader_that_is_off_the_others_hands_leadership_over() -> None:
+    log, clock = FakeLog(), ManualClock()
+    async with watched(log, clock) as (guard, asked):
+        log.clock_offset = 40.0
+        await clock.advance(10 * LOOK_EVERY)
+        assert asked == ["handed over"]
+        assert guard.fault() is not None
+
+
+async def test_a_leader_that_jumped_with_all_others_keeps_leading() -> None:
+    log, clock = FakeLog(), ManualClock()
+    async with watched(log, clock) as (guard, asked):
+        clock.set_wall(500)
+        await clock.advance(LOOK_EVERY)
+        assert guard.fault() is not None
+        await clock.advance(120)
+        assert guard.fault() is None
+        assert not asked

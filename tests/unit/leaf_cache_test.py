@@ -137,7 +137,9 @@ class Rig:
             entropy=SeededEntropy(),
             datacenter="dc1",
             max_entries=max_entries,
+            clock_fault=lambda: self.clock_fault,
         )
+        self.clock_fault: str | None = None
 
     async def get(self, service: str = "web", **options: Any) -> CachedLeaf:
         return await self.cache.leaf(CALLER, service, **options)
@@ -456,6 +458,21 @@ async def test_a_blocking_read_does_not_return_a_leaf_that_expired_meanwhile() -
     await rig.clock.advance(0.7 * LIFE)
 
     assert (await task).leaf.index > old.leaf.index
+
+
+async def test_nothing_is_renewed_by_a_clock_that_is_not_trusted() -> None:
+    async with running() as rig:
+        held = await rig.get()
+        rig.clock_fault = "it jumped"
+        rig.clock.set_wall(held.leaf.not_after - held.leaf.not_before - 120)
+        await rig.clock.advance(300)
+        assert rig.signer.count == 1
+        rig.clock.set_wall(-(held.leaf.not_after - held.leaf.not_before - 120))
+        rig.clock_fault = None
+        await rig.clock.advance(300)
+        assert rig.signer.count == 1
+        await rig.clock.advance(held.leaf.not_after - held.leaf.not_before)
+        assert rig.signer.count == 2
 
 
 async def test_a_failed_renewal_is_tried_again() -> None:
