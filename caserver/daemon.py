@@ -8,7 +8,6 @@ in, and the log last, because it answers what is still under way. Leadership is 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import errno
 import gc
@@ -16,7 +15,6 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Literal
 
 import structlog
@@ -37,9 +35,9 @@ from caserver.forwarding.leader import Leader
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import SECRET_BYTES, Keyring, decode_secret
 from caserver.leaf_cache import LeafCache
+from caserver.own_secret import own_secret
 from caserver.pki import tls
 from caserver.providers.builtin import builtin_factory
-from caserver.raft.disk import PosixDisk
 from caserver.raft.journal import JournalFailed
 from caserver.raft.ports import Seals
 from caserver.raft.thread import RaftSettings, RaftThread
@@ -57,7 +55,6 @@ LEADERLESS_MAX = 10.0  # seconds without a leader before this node says that it 
 WORKERS = 4  # threads for key generation and slow signatures
 # Allocations before the garbage collector looks at what is new, looks again, looks at everything (see ``calm_collector``).
 COLLECTOR_THRESHOLDS = (5_000, 10, 10)
-SECRET_FILE = "cluster_secret"  # noqa: S105 - the name of a file
 
 _MEND = "mend or replace the disk of data_dir; if the data is lost, start with -rejoin while most other nodes are up"
 _REMEDIES = {
@@ -358,23 +355,7 @@ def _keyring(config: AgentConfig, entropy: Entropy) -> Keyring:
         return Keyring([decode_secret(secret.reveal()) for secret in config.cluster_secrets])
     if config.data_dir is None:
         return Keyring([entropy.bytes(SECRET_BYTES)])
-    return Keyring([_own_secret(config.data_dir, entropy)])
-
-
-def _own_secret(data_dir: Path, entropy: Entropy) -> bytes:
-    """The secret that a single node keeps beside its data; made at its first start."""
-    path = data_dir / SECRET_FILE
-    try:
-        return decode_secret(path.read_text().strip())
-    except FileNotFoundError:
-        pass
-    except ValueError as exc:
-        raise Corrupt(f"{path}: {exc}; restore the file from a backup, it opens the CA keys of this node") from exc
-    if data_dir.is_dir() and any(data_dir.iterdir()):
-        raise Corrupt(f"{path} is missing, but {data_dir} holds data that only it opens; restore it from a backup")
-    secret = entropy.bytes(SECRET_BYTES)
-    PosixDisk(data_dir).replace(SECRET_FILE, base64.b64encode(secret) + b"\n")
-    return secret
+    return Keyring([own_secret(config.data_dir, entropy)])
 
 
 def _hosts(config: AgentConfig) -> Hosts:

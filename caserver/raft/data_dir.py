@@ -27,6 +27,8 @@ from caserver.raft.snapshot_file import SNAPSHOT_FILE
 MARKER_FILE = "node.json"
 FORMAT = 1
 _OLD = ".old"  # where -rejoin puts what it finds
+_KEPT = (MARKER_FILE, JOURNAL_FILE, SNAPSHOT_FILE)
+DATA_FILES = frozenset(_KEPT + tuple(name + _OLD for name in _KEPT))  # all that may hold something of a cluster
 _REMEDY = (
     "give the node its old data directory back, or, if that is lost, start it with -rejoin while a majority of the "
     "other nodes is up"
