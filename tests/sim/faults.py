@@ -1,0 +1,250 @@
+"""What goes wrong in a simulated cluster."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from caserver.raft.guard import Standing
+from tests.sim.disk import Death
+from tests.sim.node import Life, Node, Setting
+
+
+@dataclass
+class Faults:
+    """Breaks things, and mends them."""
+
+    setting: Setting
+    nodes: dict[str, Node]
+    chance: random.Random
+    skewed: bool  # whether wall clocks go wrong in this run
+    slept: float = 0.0  # seconds that passed for all wall clocks at once
+    wiped: set[str] = field(default_factory=set)  # lost their disk and are not members again
+
+    def act(self) -> None:
+        """One thing happens."""
+        kinds: tuple[tuple[Callable[[], None], int], ...] = (
+            (self.kill, 6),
+            (self.crash_soon, 14),
+            (self.start, 40),
+            (self.pause, 8),
+            (self.cut, 9),
+            (self.isolate, 5),
+            (self.mend, 16),
+            (self.reset_link, 5),
+            (self.noise, 4),
+            (self.disk_full, 2),
+            (self.stop, 4),
+            (self.hand_over, 3),
+            (self.wipe, 4),
+            (self.wall_clock, 4 if self.skewed else 0),
+            (self.hours_pass, 1 if self.skewed else 0),
+        )
+        (kind,) = self.chance.choices([each for each, _ in kinds], weights=[weight for _, weight in kinds])
+        kind()
+
+    # -- choices
+
+    @property
+    def lives(self) -> list[Life]:
+        """Running processes, in a fixed order."""
+        found = [self.nodes[name].life for name in sorted(self.nodes)]
+        return [life for life in found if life is not None]
+
+    @property
+    def down(self) -> list[Node]:
+        return [self.nodes[name] for name in sorted(self.nodes) if self.nodes[name].life is None]
+
+    def _life(self) -> Life | None:
+        """A running process: as often as not one that leads, for that is where it hurts."""
+        leading = [life for life in self.lives if life.log.leadership.is_leader]
+        if leading and self.chance.random() < 0.5:
+            return self.chance.choice(leading)
+        return self.chance.choice(self.lives) if self.lives else None
+
+    def _pairs(self) -> Iterator[tuple[str, str]]:
+        for a in sorted(self.nodes):
+            for b in sorted(self.nodes):
+                if a != b:
+                    yield a, b
+
+    def _note(self, what: str) -> None:
+        self.setting.note(f"fault {what}")
+        self.setting.witness.count(f"fault {what.split(maxsplit=1)[0]}")
+
+    # -- processes
+
+    def kill(self) -> None:
+        """A process dies, or a machine."""
+        life = self._life()
+        if life is not None:
+            death = self.chance.choice(list(Death))
+            self._note(f"kill {life.name} {death.value}")
+            life.die(death)
+
+    def crash_soon(self) -> None:
+        """A process dies in the middle of one of its next writes."""
+        life = self._life()
+        if life is not None:
+            steps, death = self.chance.randint(1, 12), self.chance.choice(list(Death))
+            self._note(f"crash {life.name} in {steps} writes {death.value}")
+            life.disk.crash_in(steps, lambda: life.die(death))
+
+    def start(self) -> None:
+        """A process that ended is started again."""
+        if self.down:
+            self.start_node(self.chance.choice(self.down))
+
+    def start_node(self, node: Node, *, crash_in: int | None = None) -> None:
+        """Start it as an operator would."""
+        crash_in = self.chance.randint(1, 6) if crash_in is None and self.chance.random() < 0.1 else crash_in
+        # An operator tries without the flag first, now and then; the node has to refuse by itself then.
+        rejoin = node.name in self.wiped and (node.unfit is not None or self.chance.random() < 0.7)
+        node.start(rejoin=rejoin, crash_in=crash_in)
+
+    def stop(self) -> None:
+        """A process is asked to stop and hands leadership over first."""
+        life = self._life()
+        if life is not None:
+            self._note(f"stop {life.name}")
+            self.setting.loop.create_task(_stop(life), context=life.process.context.copy())
+
+    def hand_over(self) -> None:
+        """An operator moves leadership."""
+        life = self._life()
+        if life is not None:
+            self._note(f"hand over {life.name}")
+            self.setting.loop.create_task(
+                life.log.transfer_leadership(deadline=2.0), context=life.process.context.copy()
+            )
+
+    def pause(self) -> None:
+        """A process stands still for a while."""
+        life = self._life()
+        if life is None or life.process.paused:
+            return
+        seconds = self.chance.choice((0.05, 0.3, 1.0, 3.0, 8.0)) * self.chance.uniform(0.5, 1.5)
+        self._note(f"pause {life.name} {seconds:.3f}")
+        life.process.paused = True
+        self.setting.loop.call_later(seconds, self.setting.loop.go_on, life.process)
+
+    # -- disks
+
+    def disk_full(self) -> None:
+        """A device runs full: the process must stop by itself."""
+        life = self._life()
+        if life is not None:
+            self._note(f"full {life.name}")
+            life.disk.fail_in(self.chance.randint(1, 4))
+
+    def wipe(self) -> None:
+        """A node loses its disk; only a minority at a time, and only of a cluster that was founded."""
+        may_lose = (len(self.nodes) - 1) // 2
+        self.wiped = {name for name in self.wiped if not self._is_member(name)}
+        founded = [node for node in self.nodes.values() if node.platter.durable.voter]
+        if len(self.wiped) >= may_lose or len(founded) < len(self.nodes) or self.setting.witness.newest < 5:
+            return
+        life = self._life()
+        if life is None or not life.journal._contents.commit > 5:
+            return
+        self._note(f"wipe {life.name}")
+        life.die(Death.POWER)
+        life.node.platter.wipe()
+        self.wiped.add(life.name)
+        self.setting.witness.lost.add(life.name)
+
+    def _is_member(self, name: str) -> bool:
+        member = self.nodes[name].platter.durable.voter
+        if member:
+            self.setting.witness.lost.discard(name)
+        return member
+
+    # -- the network
+
+    def cut(self) -> None:
+        """One direction between two nodes."""
+        a, b = self.chance.choice(list(self._pairs()))
+        self._note(f"cut {a}>{b}")
+        self.setting.wires.cut(a, b)
+
+    def isolate(self) -> None:
+        """All that a node sends, hears, or both."""
+        life = self._life()
+        name = self.chance.choice(sorted(self.nodes)) if life is None else life.name
+        directions = self.chance.choice((("out",), ("in",), ("in", "out")))
+        self._note(f"isolate {name} {directions}")
+        for other in sorted(self.nodes):
+            if other != name:
+                if "out" in directions:
+                    self.setting.wires.cut(name, other)
+                if "in" in directions:
+                    self.setting.wires.cut(other, name)
+
+    def mend(self) -> None:
+        """The network works again, in part or as a whole."""
+        cuts = sorted(self.setting.wires.cuts)
+        if cuts and self.chance.random() < 0.5:
+            cuts = [self.chance.choice(cuts)]
+        for a, b in cuts:
+            self.setting.wires.mend(a, b)
+
+    def reset_link(self) -> None:
+        """A connection breaks, and is made anew while older messages are still under way."""
+        life = self._life()
+        links = [] if life is None else list(life.network.outbound.values())
+        if links:
+            link = self.chance.choice(links)
+            self._note(f"reset {link.pair}")
+            self.setting.wires.break_link(link, leaks=True)
+
+    def noise(self) -> None:
+        """Messages get lost or come twice, or no longer."""
+        wires = self.setting.wires
+        wires.lost, wires.doubled = self.chance.choice(((0.0, 0.0), (0.05, 0.0), (0.0, 0.1), (0.02, 0.05), (0.3, 0.1)))
+        self._note(f"noise {wires.lost} {wires.doubled}")
+
+    # -- clocks
+
+    def wall_clock(self) -> None:
+        """Somebody sets the clock of one node."""
+        node = self.nodes[self.chance.choice(sorted(self.nodes))]
+        node.clock.ahead = self.slept + self.chance.choice((0.0, 0.0, 5.0, -5.0, 20.0, -20.0, 90.0, -90.0, 4000.0))
+        self._note(f"clock {node.name} {node.clock.ahead}")
+
+    def hours_pass(self) -> None:
+        """All machines were asleep: leaves expire, roots are pruned once the clocks are trusted again."""
+        self._note("hours")
+        self.slept += 3 * 3600.0
+        for node in self.nodes.values():
+            node.clock.ahead = self.slept
+
+    # -- the end
+
+    def heal(self) -> None:
+        """Everything works again."""
+        wires = self.setting.wires
+        wires.lost = wires.doubled = 0.0
+        for a, b in sorted(wires.cuts):
+            wires.mend(a, b)
+        for node in self.nodes.values():
+            node.clock.ahead = self.slept
+        for life in self.lives:
+            life.disk.crash_in(10**9, lambda: None)
+            life.disk.fail_in(10**9)
+            if life.process.paused:
+                self.setting.loop.go_on(life.process)
+
+    def start_all(self) -> bool:
+        """Start what is down; whether all run as members."""
+        for node in self.down:
+            node.start(rejoin=node.name in self.wiped)
+        return len(self.lives) == len(self.nodes) and all(
+            life.engine.standing is Standing.MEMBER for life in self.lives
+        )
+
+
+async def _stop(life: Life) -> None:
+    if life.log.leadership.is_leader:
+        await life.log.transfer_leadership(deadline=0.6)
+    life.die(Death.KILLED)

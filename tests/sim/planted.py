@@ -1,0 +1,140 @@
+"""Bugs to be found: each is one part of the product, broken in the way that somebody might break it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from caserver.authority.ports import Log
+from caserver.raft import snapshot_file
+from caserver.raft.data_dir import DataDir
+from caserver.raft.engine import Engine
+from caserver.raft.journal import Journal
+from caserver.raft.ports import Committed, Leadership, Message, Outcome
+from caserver.state.apply import apply
+from caserver.state.codec import encode_state
+from caserver.state.commands import Command, IssueLeaves, Result
+from caserver.state.machine import CAStateMachine
+from caserver.state.model import CAState
+from tests.sim.node import Parts, SimLog
+
+
+class _VotesUnsynced(Journal):
+    """Flushes entries, but lets term and vote wait for the next entry."""
+
+    def setCurrentTerm(self, term: int, vote: str | None) -> None:  # noqa: N802
+        self._voting = True
+        super().setCurrentTerm(term, vote)
+        self._voting = False
+
+    def sync(self) -> None:
+        entries = self._contents.entries
+        written = getattr(self, "_written", None)
+        if self._pending and written == (len(entries), self.last):
+            return  # nothing but votes since
+        super().sync()
+        self._written = (len(entries), self.last)
+
+
+class _DeletesAsStock(Journal):
+    """Deletes what pysyncobj asks it to delete, at once, as pysyncobj's own journals do."""
+
+    def deleteEntriesFrom(self, position: int) -> None:  # noqa: N802
+        entries = self._contents.entries
+        if position < len(entries):
+            self._put(b"T", entries[position][1].to_bytes(8, "little"))
+            del entries[position:]
+
+
+def _with_journal(kind: type[Journal]) -> Parts:
+    class Broken(DataDir):
+        def load(self, *, on_fault: Callable[[OSError], None]) -> tuple[Journal, snapshot_file.Snapshot | None]:
+            snapshot = snapshot_file.read(self._disk)
+            journal = kind(self._disk, on_fault=on_fault)
+            journal.heal(None if snapshot is None else (snapshot.previous, snapshot.last))
+            return journal, snapshot
+
+    return Parts(data_dir=Broken)
+
+
+def _acks_of_any_term(engine: Engine) -> None:
+    """An answer of an earlier term counts in this one."""
+    guard = engine._guard
+    rule = guard._handlers["next_node_idx"]
+
+    def take(peer: str, message: Message) -> None:
+        rule(peer, {**message, "term": engine._core.term()})
+
+    guard._handlers["next_node_idx"] = take
+
+
+def _votes_counted_twice(engine: Engine) -> None:
+    """Every vote that arrives counts, whoever sent it before."""
+    guard = engine._guard
+    guard._handlers["response_vote"] = engine._core.deliver
+
+
+def _reads_without_quorum(engine: Engine) -> None:
+    """A leader takes its own word for it that it still leads."""
+    guard: Any = engine._guard
+    asked = guard.run_barriers
+
+    def run_barriers() -> None:
+        if engine._core.is_leader():
+            waiting, guard._barriers = guard._barriers, []
+            for done in waiting:
+                done(None)
+        asked()
+
+    guard.run_barriers = run_barriers
+
+
+class _DropsARoot(CAStateMachine):
+    """Forgets rotated-out roots in its snapshots."""
+
+    def dump(self) -> Iterator[bytes]:
+        active = tuple(root for root in self.state.roots if root.active)
+        return encode_state(replace(self.state, roots=active))
+
+
+class _SignsEarly:
+    """Shows the authority an outcome as soon as a booking is proposed: it signs before the commit."""
+
+    def __init__(self, log: SimLog) -> None:
+        self._log = log
+
+    @property
+    def state(self) -> CAState:
+        return self._log.state
+
+    @property
+    def leadership(self) -> Leadership:
+        return self._log.leadership
+
+    async def propose(self, command: Command, *, deadline: float = 5.0) -> Outcome[Result]:
+        if not isinstance(command, IssueLeaves):
+            return await self._log.propose(command, deadline=deadline)
+        self._log.life.setting.loop.create_task(self._log.propose(command, deadline=deadline))
+        return Committed(apply(self._log.state, command)[1])
+
+    async def barrier(self, *, deadline: float = 5.0) -> None:
+        await self._log.barrier(deadline=deadline)
+
+    async def changed(self, select: Callable[[CAState, Leadership], Any], seen: Any) -> Any:
+        return await self._log.changed(select, seen)
+
+
+def _signing_early(log: SimLog) -> Log:
+    return _SignsEarly(log)
+
+
+PLANTED: dict[str, Parts] = {
+    "a journal that forgets to sync before a vote": _with_journal(_VotesUnsynced),
+    "a journal that deletes where pysyncobj says so": _with_journal(_DeletesAsStock),
+    "acknowledgements without terms": Parts(tinker=_acks_of_any_term),
+    "votes counted twice": Parts(tinker=_votes_counted_twice),
+    "a leader that signs before the commit": Parts(log_of_authority=_signing_early),
+    "a snapshot that drops a root": Parts(machine=_DropsARoot),
+    "a barrier without a quorum": Parts(tinker=_reads_without_quorum),
+}

@@ -1,0 +1,225 @@
+"""What clients do to a simulated cluster, through any node, and what they may conclude from the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from typing import Any
+
+from caserver.errors import CaserverError, CommitUnknown, Conflict, InvalidConfig, NotLeader
+from caserver.pki.csr import make_csr
+from caserver.pki.spiffe import ServiceID
+from caserver.raft.ports import Leadership
+from caserver.requests import Caller, ChangeConfiguration, ConfigurationChanged, ReadAt, ReadIndex, SignLeaves
+from caserver.state.model import CAState, Index
+from tests.sim.node import DATACENTER, Life, Setting
+from tests.testkit.fakes import SeededEntropy
+
+PATIENCE = 25.0  # seconds after which a client gives up
+SERVICES = ("web", "api", "db", "mail", "cache")
+CONFIGURATIONS: tuple[dict[str, Any], ...] = (
+    {"LeafCertTTL": "1h"},
+    {"LeafCertTTL": "2h"},
+    {"LeafCertTTL": "1h", "PrivateKeyType": "ec", "PrivateKeyBits": 384},
+    {"LeafCertTTL": "1h", "PrivateKeyType": "ec", "PrivateKeyBits": 256},
+)
+
+
+class GaveUp(Exception):
+    """The client waited long enough, or its node died: it knows nothing."""
+
+
+def index_of(state: CAState, _leadership: Leadership) -> Index:
+    """Selector: the index."""
+    return state.index
+
+
+@dataclass
+class Change:
+    """A change of the configuration that some client wanted."""
+
+    request_id: str
+    under_way: int = 0  # tries without an answer
+    unknown: bool = False
+    applied_at: int | None = None  # as some client was told
+    told_unchanged: bool = False
+
+
+@dataclass
+class Clients:
+    """All clients together."""
+
+    setting: Setting
+    chance: random.Random
+    entropy: SeededEntropy
+    changes: list[Change] = field(default_factory=list)
+    running: int = 0
+    outside: Context = field(default_factory=copy_context)  # of no process
+
+    def act(self, life: Life) -> None:
+        """One client asks ``life`` for something."""
+        kinds: tuple[tuple[Callable[[Life], Awaitable[None]], int], ...] = (
+            (self.leaf, 25),
+            (self.sign, 25),
+            (self.read, 30),
+            (self.barrier, 20),
+            (self.change, 3),
+            (self.repeat, 2),
+        )
+        (kind,) = self.chance.choices([each for each, _ in kinds], weights=[weight for _, weight in kinds])
+        self.setting.note(f"client {kind.__name__} at {life.name}")
+        self.setting.loop.create_task(self._one(kind, life))
+
+    async def _one(self, kind: Callable[[Life], Awaitable[None]], life: Life) -> None:
+        self.running += 1
+        try:
+            await kind(life)
+            self.setting.witness.count(f"{kind.__name__} answered")
+        except (CaserverError, GaveUp) as exc:
+            self.setting.note(f"client {kind.__name__} got {type(exc).__name__}")
+        finally:
+            self.running -= 1
+
+    async def _ask(self, life: Life, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Let the process do something and wait for its answer as a client does, outside of the process."""
+        loop = self.setting.loop
+        reply: asyncio.Future[Any] = loop.create_future()
+        life.replies[reply] = None
+
+        async def serve() -> None:
+            try:
+                result: Any = await work()
+            except Exception as exc:  # noqa: BLE001 - handed to the client, whatever it is
+                result = exc
+            if life.alive:
+                loop.call_later(0.0005, _answer, reply, result, context=self.outside)
+
+        task = loop.create_task(serve(), context=life.process.context.copy())
+        task.add_done_callback(lambda _: life.replies.pop(reply, None))
+        timer = loop.call_later(PATIENCE, _answer, reply, GaveUp())
+        try:
+            return await reply
+        except ConnectionResetError as exc:
+            raise GaveUp from exc
+        finally:
+            timer.cancel()
+
+    # -- what they ask for
+
+    async def leaf(self, life: Life) -> None:
+        """A leaf with its key."""
+        service, fresh = self.chance.choice(SERVICES), self.chance.random() < 0.5
+        cached = await self._ask(life, lambda: life.leaf_cache.leaf(Caller(source="sim"), service, fresh=fresh))
+        if not cached.hit:
+            self.setting.witness.told(cached.leaf.index)
+
+    async def sign(self, life: Life) -> None:
+        """Signatures on own CSRs."""
+        trust_domain = life.state.trust_domain
+        if trust_domain is None:
+            return
+        csrs = tuple(
+            make_csr(
+                self.entropy.private_key("ec", 256),
+                ServiceID(trust_domain, DATACENTER, self.chance.choice(SERVICES)).uri,
+            )
+            for _ in range(self.chance.choice((1, 1, 3)))
+        )
+        await self._ask(life, lambda: life.leader.execute(Caller(source="sim"), SignLeaves(csrs)))
+
+    async def read(self, life: Life) -> None:
+        """A consistent read: at least as new as all that any client was told before it began."""
+        witness = self.setting.witness
+        known = witness.acknowledged_index
+
+        async def work() -> int:
+            answer = await life.leader.execute(Caller(source="sim"), ReadIndex(consistent=True))
+            assert isinstance(answer, ReadAt)
+            index = life.state.index
+            while index < answer.index:
+                index = await life.log.changed(index_of, index)
+            return index
+
+        index = await self._ask(life, work)
+        if index < known:
+            witness.fail(f"a consistent read at {life.name} saw index {index} after {known} was acknowledged")
+        witness.told(index)
+
+    async def barrier(self, life: Life) -> None:
+        """The same at the node itself, if it believes that it leads."""
+        witness = self.setting.witness
+        if not life.log.leadership.is_leader:
+            return
+        known = witness.acknowledged_index
+
+        async def work() -> int:
+            await life.log.barrier()
+            return life.state.index
+
+        index = await self._ask(life, work)
+        if index < known:
+            witness.fail(f"{life.name} proved its leadership and saw index {index} after {known} was acknowledged")
+
+    async def change(self, life: Life) -> None:
+        """Another configuration."""
+        change = Change(self.entropy.bytes(16).hex())
+        self.changes.append(change)
+        await self._change(life, change)
+
+    async def repeat(self, life: Life) -> None:
+        """The same request again, as a client does who does not know what became of it."""
+        doubtful = [each for each in self.changes if each.unknown]
+        if doubtful:
+            await self._change(life, self.chance.choice(doubtful))
+
+    async def _change(self, life: Life, change: Change) -> None:
+        index = life.state.configuration.modify_index if life.state.configuration else 0
+        given: dict[str, Any] = {"Provider": "consul", "Config": self.chance.choice(CONFIGURATIONS)}
+        if self.chance.random() < 0.2:
+            given["ModifyIndex"] = index
+        caller = Caller(source="sim", request_id=change.request_id)
+        change.under_way += 1
+        try:
+            answer = await self._ask(life, lambda: life.leader.execute(caller, ChangeConfiguration(json.dumps(given))))
+        except (CommitUnknown, GaveUp):
+            change.unknown = True
+            raise
+        except (Conflict, InvalidConfig):
+            change.told_unchanged = True
+            raise
+        except CaserverError as exc:
+            change.told_unchanged = not isinstance(exc, NotLeader) or change.told_unchanged
+            raise
+        finally:
+            change.under_way -= 1
+        self._changed(change, answer)
+
+    def _changed(self, change: Change, answer: ConfigurationChanged) -> None:
+        self.setting.witness.told(answer.index)
+        if answer.rotated or answer.index in self.setting.witness.effects.get(change.request_id, ()):
+            change.applied_at = answer.index
+
+    def judge(self) -> None:
+        """Every change took effect once if its client was told so, never if it was told the contrary."""
+        witness = self.setting.witness
+        for change in self.changes:
+            effects = witness.effects.get(change.request_id, [])
+            if len(effects) > 1:
+                witness.fail(f"change {change.request_id} took effect at {effects}")
+            if change.applied_at is not None and effects != [change.applied_at]:
+                witness.fail(f"change {change.request_id} was acknowledged at {change.applied_at}, not at {effects}")
+            if change.told_unchanged and not change.unknown and not change.under_way and effects:
+                witness.fail(f"change {change.request_id} was refused, and took effect at {effects}")
+
+
+def _answer(reply: asyncio.Future[Any], result: Any) -> None:
+    if reply.done():
+        return
+    if isinstance(result, BaseException):
+        reply.set_exception(result)
+    else:
+        reply.set_result(result)

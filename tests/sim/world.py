@@ -1,0 +1,280 @@
+"""One simulated cluster from its seed to its verdict.
+
+The same seed, steps and nodes give the same run, message by message, in every process with the same PYTHONHASHSEED
+(``scripts/sim`` fixes it). A run is a few hundred steps of clients and faults, then everything is healed and the cluster
+must come to rest: all members, one state, and leaves through every node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pysyncobj.syncobj
+import structlog
+
+from caserver.environment import SystemClock
+from caserver.errors import CaserverError
+from caserver.raft.seam import bind_monotonic, install
+from tests.sim.disk import Crash
+from tests.sim.faults import Faults
+from tests.sim.loop import OWNER, VirtualLoop
+from tests.sim.network import Wires
+from tests.sim.node import Life, Node, Parts, Setting, hash_of
+from tests.sim.witness import Violation, Witness
+from tests.sim.workload import Clients, GaveUp
+from tests.testkit.fakes import SeededEntropy
+
+STEP_MEAN = 0.04  # seconds between two steps
+PRESSING_MEAN = 0.02
+CLIENTS = 0.8  # share of steps in which a client acts; in the others something breaks, or is mended
+REST_SECONDS = 150.0  # within which a healed cluster comes to rest; a clock that jumped is doubted for 60
+STEPS = 200
+TRUNCATING = "truncating already-applied log entries"
+
+
+@dataclass
+class Report:
+    """What a run came to."""
+
+    seed: int
+    steps: int
+    nodes: int
+    trace: str  # hash over every line of it
+    lines: int
+    seconds: float  # virtual
+    counts: dict[str, int]
+    violation: str | None = None
+    step: int = 0  # in which the violation showed
+    kept: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """For people."""
+        if self.violation is None:
+            return "no violation"
+        return f"VIOLATION in step {self.step} at {self.seconds:.3f} s: {self.violation}"
+
+    @property
+    def command(self) -> str:
+        return f"scripts/sim --seed {self.seed} --steps {self.steps} --nodes {self.nodes}"
+
+
+class _Trace:
+    def __init__(self, loop: VirtualLoop, *, keep: bool) -> None:
+        self._loop, self._keep = loop, keep
+        self._hash = hashlib.sha256()
+        self.lines = 0
+        self.kept: list[str] = []
+
+    def note(self, what: str) -> None:
+        line = f"{self._loop.time():.6f} {what}\n"
+        self._hash.update(line.encode())
+        self.lines += 1
+        if self._keep:
+            self.kept.append(line)
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class World:
+    """See above; ``run`` once."""
+
+    def __init__(self, seed: int, *, steps: int, nodes: int, parts: Parts, keep_trace: bool = False) -> None:
+        self.seed, self.steps = seed, steps
+        self.loop = VirtualLoop()
+        self.trace = _Trace(self.loop, keep=keep_trace)
+        self.chance = random.Random(hash_of(seed, "world"))
+        wires = Wires(self.loop, random.Random(hash_of(seed, "wires")), note=self.trace.note)
+        self.nodes: dict[str, Node] = {}
+        self.witness = Witness(self.loop, self.nodes, note=self.trace.note)
+        wires.observers.append(self.witness.sent)
+        names = tuple(f"n{number}" for number in range(1, nodes + 1))
+        self.setting = Setting(
+            loop=self.loop,
+            wires=wires,
+            witness=self.witness,
+            chance=random.Random(hash_of(seed, "disks")),
+            names=names,
+            seed=seed,
+            snapshot_every=self.chance.choice((8, 20, 40, 200)),
+            parts=parts,
+            note=self.trace.note,
+        )
+        self.nodes.update({name: Node(name, self.setting) for name in names})
+        self.faults = Faults(self.setting, self.nodes, self.chance, skewed=self.chance.random() < 0.3)
+        self.clients = Clients(self.setting, self.chance, SeededEntropy(hash_of(seed, "clients")))
+        self.step = 0
+
+    def run(self) -> Report:
+        """Run to the end, or to the first violation."""
+        self.loop.observer = self.witness
+        self.loop.set_exception_handler(self._unhandled)
+        violation = None
+        try:
+            self.loop.run_until_complete(self._live())
+        except Violation as exc:
+            violation = str(exc)
+        finally:
+            self._close()
+        return Report(
+            seed=self.seed,
+            steps=self.steps,
+            nodes=len(self.nodes),
+            trace=self.trace.digest(),
+            lines=self.trace.lines,
+            seconds=self.loop.time(),
+            counts=self.witness.counts,
+            violation=violation,
+            step=self.step,
+            kept=self.trace.kept,
+        )
+
+    def _close(self) -> None:
+        """Let go of everything, quietly and whatever the run left behind."""
+        self.loop.observer = None
+        self.loop.set_exception_handler(lambda _loop, _context: None)
+        for life in self.faults.lives:
+            life.process.alive = False
+            life.disk.close()
+            life.process.paused = False
+            self.loop.go_on(life.process)
+        tasks = asyncio.all_tasks(self.loop)
+        for task in sorted(tasks, key=hash):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self.loop.close()
+
+    def _unhandled(self, _loop: Any, context: dict[str, Any]) -> None:
+        exception = context.get("exception")
+        if isinstance(exception, Crash | asyncio.CancelledError) or "never retrieved" in context["message"]:
+            return
+        self.witness.fail(f"an exception was not handled: {context['message']}: {exception!r}")
+
+    async def _live(self) -> None:
+        for node in self.nodes.values():
+            node.start()
+        if self.chance.random() < 0.7:
+            await self._until(self._is_ready, seconds=30.0, what="the first leader has a root")
+        while self.step < self.steps:
+            self.step += 1
+            if self.faults.lives and self.chance.random() < CLIENTS:
+                self.clients.act(self._asked())
+                await asyncio.sleep(self.chance.expovariate(1 / STEP_MEAN))
+            else:
+                self.faults.act()
+                await self._press()
+        await self._come_to_rest()
+
+    async def _press(self) -> None:
+        """Ask hard while the cluster finds out what broke: elections take half a second."""
+        for _ in range(self.chance.choice((0, 0, 0, 30))):
+            if self.faults.lives:
+                self.clients.act(self._asked())
+            await asyncio.sleep(self.chance.expovariate(1 / PRESSING_MEAN))
+
+    def _asked(self) -> Life:
+        """Whom a client asks: any node, or one that believes it leads."""
+        lives = self.faults.lives
+        leading = [life for life in lives if life.log.leadership.is_leader]
+        return self.chance.choice(leading if leading and self.chance.random() < 0.4 else lives)
+
+    async def _until(self, holds: Callable[[], bool], *, seconds: float, what: str) -> None:
+        end = self.loop.time() + seconds
+        while not holds():
+            if self.loop.time() > end:
+                self.witness.fail(f"not within {seconds:g} s: {what}")
+            await asyncio.sleep(0.2)
+
+    def _is_ready(self) -> bool:
+        return any(life.log.leadership.is_leader and life.state.active_root for life in self.faults.lives)
+
+    # -- the end
+
+    async def _come_to_rest(self) -> None:
+        self.trace.note("heal")
+        self.faults.heal()
+        await self._until(self.faults.start_all, seconds=REST_SECONDS, what="all nodes run as members")
+        await self._until(self._is_ready, seconds=REST_SECONDS, what="a leader has a root")
+        await self._until(lambda: not self.clients.running, seconds=60.0, what="all clients have an answer")
+        for life in self.faults.lives:
+            await self._serves(life.name)
+        await self._until(self._is_one, seconds=30.0, what="all nodes have the same state")
+        self.clients.judge()
+        if not self.witness.state_at_most(self.witness.acknowledged_index):
+            self.witness.fail(f"index {self.witness.acknowledged_index} was acknowledged and never reached")
+
+    async def _serves(self, name: str) -> None:
+        """A leaf and a consistent read through this node."""
+        end = self.loop.time() + REST_SECONDS
+        while True:
+            life = self.nodes[name].life
+            assert life is not None
+            try:
+                await self.clients.sign(life)
+                await self.clients.read(life)
+            except (CaserverError, GaveUp) as exc:
+                if self.loop.time() > end:
+                    self.witness.fail(f"{name} does not serve after everything healed: {exc}")
+                await asyncio.sleep(1.0)
+            else:
+                return
+
+    def _is_one(self) -> bool:
+        lives = self.faults.lives
+        return len({(life.engine.applied_index, life.state.index) for life in lives}) == 1 and all(
+            life.state.change is None for life in lives
+        )
+
+
+@contextmanager
+def _quiet(world: World) -> Iterator[None]:
+    """Send what the product logs into the trace, and count what pysyncobj says of truncation."""
+
+    def into_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Any:
+        owner = OWNER.get()
+        number = (
+            ""
+            if owner is None
+            else next((n.name for n in world.nodes.values() if n.life and n.life.process is owner), "")
+        )
+        world.trace.note(f"log {number} {event['event']}")
+        raise structlog.DropEvent
+
+    def count(record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith(TRUNCATING):
+            world.witness.count(TRUNCATING)
+        return False
+
+    install()
+    logger = logging.getLogger(pysyncobj.syncobj.__name__)
+    filters, logger.filters = logger.filters, [count]
+    former = structlog.get_config()
+    structlog.configure(processors=[into_trace], cache_logger_on_first_use=False)
+    collecting = gc.isenabled()
+    gc.disable()  # destructors at odd moments are the one thing that time does not order
+    try:
+        yield
+    finally:
+        structlog.configure(**former)
+        logger.filters = filters
+        bind_monotonic(SystemClock().monotonic)
+        if collecting:
+            gc.enable()
+
+
+def simulate(
+    seed: int, *, steps: int = STEPS, nodes: int = 3, parts: Parts | None = None, keep_trace: bool = False
+) -> Report:
+    """Run one seed."""
+    world = World(seed, steps=steps, nodes=nodes, parts=parts or Parts(), keep_trace=keep_trace)
+    with _quiet(world):
+        return world.run()
