@@ -28,7 +28,17 @@ from caserver.raft.journal import Journal
 from caserver.raft.ports import Committed, NotCommitted, Outcome
 from caserver.raft.replicated_log import ReplicatedLog
 from caserver.raft.thread import _ClusterBinder
-from caserver.requests import Answer, Caller, LeavesSigned, Request, decode_request, encode_answer
+from caserver.requests import (
+    Answer,
+    Caller,
+    ChangeConfiguration,
+    LeavesSigned,
+    ReadIndex,
+    Request,
+    SignLeaves,
+    decode_request,
+    encode_answer,
+)
 from caserver.state.commands import Command, IssueLeaves, Result
 from caserver.state.configuration import parse_bootstrap
 from caserver.state.machine import CAStateMachine
@@ -250,7 +260,7 @@ class Life:
             bootstrap=parse_bootstrap(None, CA_CONFIG),
         )
         hop = SimHop(self.name, self.process, setting.wires)
-        self.leader = SimLeader(log, execute=self.authority.execute, hop=hop, clock=clock, entropy=entropy)
+        self.leader = SimLeader(log, execute=self.execute, hop=hop, clock=clock, entropy=entropy)
         self.leader.life = self
         self.leaf_cache = LeafCache(
             log, self.leader, clock=clock, entropy=entropy, datacenter=DATACENTER, max_entries=100
@@ -258,11 +268,17 @@ class Life:
         for work in (self.authority.run, self.leaf_cache.run):
             setting.loop.create_task(work())
 
+    async def execute(self, caller: Caller, request: Request) -> Answer:
+        """What the authority of this node answers."""
+        if not isinstance(request, SignLeaves | ChangeConfiguration | ReadIndex):
+            raise TypeError(f"no client of the simulation asks for {type(request).__name__}")
+        return await self.authority.execute(caller, request)
+
     async def perform(self, peer: str, frame: bytes) -> bytes:
         """What the internal channel does with a frame of ``peer``."""
         try:
             caller, wanted = decode_request(frame)
-            answer: Answer | CaserverError = await self.authority.execute(replace(caller, source=f"{peer} sim"), wanted)
+            answer: Answer | CaserverError = await self.execute(replace(caller, source=f"{peer} sim"), wanted)
         except CaserverError as exc:
             answer = exc
         return encode_answer(answer)
