@@ -130,7 +130,7 @@ def _require_keys(config: AgentConfig, plan: Import) -> None:
 
 def _described(exported: Export) -> str:
     term, index = exported.position
-    standing = "" if exported.voter else " (not promoted since it lost its log: it does not count)"
+    standing = "" if exported.voter else " (it had no vote: it does not count)"
     return (
         f"Node {exported.node}{standing} of {', '.join(exported.members)}: cluster {exported.cluster_id or 'without an id'}, "
         f"generation {exported.generation[:20]}, log up to entry {index} of term {term}"
@@ -148,8 +148,7 @@ def _report(config: AgentConfig, plan: Import, *, changed: bool) -> None:
     if changed:
         lines += [
             f"Node {config.node_name} of {names} begins generation {plan.generation} with that of {plan.chosen.node}.",
-            "Import the same exports on every other node of this list, then start all of them.",
-            "If this node ran in that generation before and lost its data: empty the directory, start it with -rejoin.",
+            "Import the same exports on every other node of this list, then start all: they elect once all are there.",
             "What a data directory held before is kept in *.old files; remove them when the cluster runs.",
         ]
     else:

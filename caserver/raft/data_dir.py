@@ -22,6 +22,7 @@ from caserver.internode.membership import FIRST_GENERATION, Membership, names_di
 from caserver.raft import snapshot_file
 from caserver.raft.journal import JOURNAL_FILE, Entry, Journal, replace_file
 from caserver.raft.ports import Disk
+from caserver.raft.seam import FIRST_INDEX
 from caserver.raft.snapshot_file import SNAPSHOT_FILE
 
 MARKER_FILE = "node.json"
@@ -49,11 +50,17 @@ class Marker:
     rejoining: bool = False  # a learner: it lost its log, and is not promoted yet
     cluster_id: str | None = None  # of the first Bootstrap that was applied here
     importing: bool = False  # `recover import` is at work, or was interrupted
+    origin: int = FIRST_INDEX  # last index that the log began with; higher if an import made it
 
     @classmethod
     def of(cls, node: str, names: Collection[str]) -> Marker:
         """The marker of a new node."""
         return cls(node=node, names=names_digest(names), members=tuple(sorted(set(names))))
+
+    @property
+    def imported(self) -> bool:
+        """Whether its log began with an import."""
+        return self.origin > FIRST_INDEX
 
     def encode(self) -> bytes:
         """JSON for people as well."""
@@ -74,6 +81,8 @@ class Marker:
             marker = cls(**given, members=tuple(members))
         except TypeError as exc:
             raise ValueError("not a marker") from exc
+        if type(marker.origin) is not int:
+            raise ValueError("not a marker")
         flags = (marker.initialised, marker.rejoining, marker.importing)
         texts, optional = (marker.node, marker.names, *marker.members), (marker.generation, marker.cluster_id)
         if {type(each) for each in flags} != {bool} or {type(each) for each in texts} != {str}:
@@ -100,7 +109,7 @@ class DataDir:
         disk.lock()
         found = _Found.look(disk)
         fresh = Marker.of(node, names)
-        if found.marker is not None and found.marker.initialised:
+        if found.marker is not None and (found.marker.initialised or found.marker.imported):
             _require_same(found.marker, fresh)
         fault = found.fault()
         starts_over = fault is not None and (rejoin or found.is_learner)
@@ -152,6 +161,11 @@ class DataDir:
     def rejoining(self) -> bool:
         """Whether this node lost its log, by its operator's word, and is not promoted yet."""
         return self._marker.rejoining
+
+    @property
+    def origin(self) -> int:
+        """The last index that the log began with: what follows was agreed on in this generation."""
+        return self._marker.origin
 
     @property
     def cluster_id(self) -> str | None:
@@ -254,6 +268,8 @@ class _Found:
             if rejoin:
                 _log.warning("rejoin_ignored", reason="the data directory is complete; remove the flag")
             return replace(stored, members=fresh.members)
+        if stored is not None and stored.imported and not stored.rejoining:
+            return replace(stored, members=fresh.members, rejoining=rejoin)
         if stored is not None and stored.rejoining:
             return replace(stored, node=fresh.node, names=fresh.names, members=fresh.members)
         return replace(fresh, generation=None, rejoining=True) if rejoin else fresh
@@ -281,18 +297,20 @@ def stored_marker(disk: Disk) -> Marker | None:
 
 
 def install(disk: Disk, marker: Marker, *, snapshot: bytes, entries: Sequence[Entry], term: int) -> None:
-    """Make a locked directory that of a voter with this state and log, durable on return. OSError.
+    """Make a locked directory that of a node that begins with this state and log, durable on return. OSError.
+
+    It is a voter once all nodes of its list have begun so: one that forgot what it acknowledged since then must not be.
 
     A crash at any step leaves the former content, or a directory that no node starts on and that takes another ``install``.
     What a voter had there is kept aside.
     """
-    former = stored_marker(disk)
+    former, marker = stored_marker(disk), replace(marker, origin=entries[-1][1])
     if former is not None and former.initialised:
         _keep_aside(disk, MARKER_FILE, JOURNAL_FILE, SNAPSHOT_FILE)
     disk.replace(MARKER_FILE, replace(marker, importing=True).encode())
     disk.replace(SNAPSHOT_FILE, snapshot)
     replace_file(disk, entries=entries, term=term)
-    disk.replace(MARKER_FILE, replace(marker, initialised=True).encode())
+    disk.replace(MARKER_FILE, marker.encode())
 
 
 def _clear(disk: Disk, *, keep: bool) -> None:

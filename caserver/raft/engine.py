@@ -97,16 +97,19 @@ class Engine:
         entropy: Entropy,
         timing: Timing,
         rejoin: bool = False,
+        origin: int = FIRST_INDEX,
         snapshot_every: int = SNAPSHOT_EVERY,
         seals: Callable[[Any], frozenset[str]] = lambda _: frozenset(),
     ) -> None:
         """``peers`` are the others; ``journal`` is healed against ``snapshot``; ``rejoin`` lets a wiped node learn.
 
+        ``origin`` is the last index that the log began with, before anything was agreed on in this generation.
         ``seals`` names the keys that sealed what a state holds.
         """
         bind_monotonic(clock.monotonic)
         self._node, self._machine, self._journal, self._marker, self._disk = node, machine, journal, marker, disk
         self._clock, self._timing, self._rejoin, self._snapshot_every = clock, timing, rejoin, snapshot_every
+        self._origin = origin
         self._life = entropy.bytes(8).hex()
         self._seals = seals
         self.snapshot_seals: frozenset[str] = frozenset()  # keys that sealed what the stored snapshot holds
@@ -451,7 +454,7 @@ class Engine:
 
     def _standing(self) -> Standing:
         if self._marker.initialised:
-            return Standing.MEMBER if self._core.last()[1] > FIRST_INDEX else Standing.FOUNDING
+            return Standing.MEMBER if self._core.last()[1] > self._origin else Standing.FOUNDING
         return Standing.LEARNER if self._rejoin else Standing.EMPTY
 
     def _report(self) -> SelfReport:
@@ -485,8 +488,9 @@ class Engine:
 
     def _consider_founding(self, peer: str, view: PeerView) -> None:
         if view.standing is Standing.MEMBER:
+            found = "holds no log" if self._origin == FIRST_INDEX else "holds what was imported and nothing later"
             raise Corrupt(
-                f"the data directory of this node holds no log, but {peer} is a member of a cluster that lists it: "
+                f"the data directory of this node {found}, but {peer} is a member of a cluster that lists it: "
                 "if its disk was lost or replaced, start it with -rejoin; if not, give it its old data directory back"
             )
         if self._guard.all_without_entries():

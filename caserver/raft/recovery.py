@@ -45,7 +45,7 @@ class Export:
     members: tuple[str, ...]  # the list of nodes that it belonged to
     generation: str
     cluster_id: str | None  # None: no Bootstrap was applied there
-    voter: bool  # False: it had lost its log before and was not promoted yet
+    voter: bool  # False: it had lost its log and was not promoted yet, or never ran since its last import
     node_term: int  # the highest term that it knew; may be above that of its last entry
     content: bytes = field(repr=False)  # a snapshot file of the state after the last entry
     snapshot: snapshot_file.Snapshot = field(repr=False)  # the same, verified
@@ -123,7 +123,7 @@ def export(disk: Disk, machine: StateMachine[Any, Any, Any]) -> Export:
     marker = directory.marker
     journal, snapshot = directory.load(on_fault=lambda _: None)
     entries: list[Entry] = journal[:]
-    if len(entries) < 2 or marker.generation is None or not (marker.initialised or marker.rejoining):  # noqa: PLR2004 - a snapshot names two entries
+    if len(entries) < 2 or marker.generation is None or not _has_begun(marker):  # noqa: PLR2004 - a snapshot names two entries
         raise RecoveryRefused(
             f"the log of node {marker.node} holds nothing yet: there is nothing to export; export the other nodes, or, if "
             "none of them holds anything, start over with empty data directories"
@@ -145,6 +145,10 @@ def export(disk: Disk, machine: StateMachine[Any, Any, Any]) -> Export:
         content=content,
         snapshot=snapshot_file.decode(content),
     )
+
+
+def _has_begun(marker: Marker) -> bool:
+    return marker.initialised or marker.rejoining or marker.imported
 
 
 def _replay(
@@ -224,7 +228,7 @@ def _require_one(what: str, found: set[str]) -> None:
 
 def _too_few(count: int, total: int, unheard: tuple[str, ...], exports: Sequence[Export]) -> str:
     learners = [each.node for each in exports if not each.voter]
-    aside = f" (that of {', '.join(learners)} does not count: it had lost its log before)" if learners else ""
+    aside = f" (that of {', '.join(learners)} does not count: it had no vote)" if learners else ""
     return (
         f"{count} of {total} nodes are exported{aside}, a majority of {total // 2 + 1} is needed: what was acknowledged may "
         f"be known to the others alone. Export one of {', '.join(unheard)} as well; only if they are lost for good, "
@@ -240,8 +244,8 @@ def install(disk: Disk, plan: Import, *, node: str, names: Collection[str]) -> b
     """
     disk.lock()
     stored = data_dir.stored_marker(disk)
-    if stored is not None and (stored.initialised or stored.rejoining):
-        if stored.node == node and stored.generation == plan.generation and not stored.importing:
+    if stored is not None and not stored.importing and _has_begun(stored):
+        if stored.node == node and stored.generation == plan.generation:
             return False
         _require_own(stored, plan, node)
         _require_not_behind(stored, plan)

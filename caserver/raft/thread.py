@@ -298,6 +298,7 @@ class RaftThread(Generic[Command, State, Result]):
             entropy=self._entropy,
             timing=Timing.scaled(self._settings.multiplier),
             rejoin=data.rejoining,
+            origin=data.origin,
             snapshot_every=self._settings.snapshot_every,
             seals=self._seals.of_state,
         )

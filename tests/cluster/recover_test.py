@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from caserver.cli import main
 from tests.testkit import openssl
 from tests.testkit.cluster import Cluster, Node, run_cli, wait_for
 from tests.testkit.invariants import Witness, check_invariants
@@ -31,9 +34,21 @@ def exported(node: Node, name: str = "") -> Path:
     return file
 
 
-def imported(node: Node, files: Sequence[Path], *options: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(file) for file in files]
-    return run_cli("operator", "recover", "import", f"-config-file={node.config_file}", *options, *paths)
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command said."""
+
+    returncode: int
+    stderr: str
+
+
+def imported(node: Node, files: Sequence[Path], *options: str) -> Done:
+    """Import at a stopped node; in this process, because there are many."""
+    said = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(said):
+        command = ["operator", "recover", "import", f"-config-file={node.config_file}", *options, *map(str, files)]
+        code = main(command, {})
+    return Done(code, said.getvalue())
 
 
 def import_everywhere(cluster: Cluster, files: Sequence[Path], *options: str) -> None:
@@ -117,6 +132,19 @@ def test_a_lost_majority_is_recovered_from_the_survivor_and_only_on_its_word(tmp
         for file in written:
             assert own.key.splitlines()[1].encode() not in file.read_bytes(), file
             assert file.stat().st_mode & 0o777 == 0o600, file
+
+        again = cluster.followers()[0]
+        cluster.kill(again)
+        for file in again.data_dir.iterdir():
+            file.unlink()
+        assert imported(again, files, "-survivor").returncode == 0
+        cluster.start(again)
+        cluster.wait_for_log("holds what was imported and nothing later", again)
+        wait_for("the node to end", lambda: None if again.running else True)
+        again.extra.append("-rejoin")
+        cluster.start(again)
+        cluster.wait_for_log("promoted", again)
+        assert told(again) == before
 
 
 def test_wrong_uses_change_nothing(tmp_path: Path) -> None:

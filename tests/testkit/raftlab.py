@@ -17,6 +17,7 @@ from caserver.raft.engine import Engine, Proposal
 from caserver.raft.guard import Standing, Timing
 from caserver.raft.journal import Journal
 from caserver.raft.ports import Message, Outcome
+from caserver.raft.seam import FIRST_INDEX
 
 TIMING = Timing(heartbeat=0.06, timeout_min=0.3, timeout_max=0.6)
 
@@ -146,6 +147,7 @@ class Node:
             entropy=LabEntropy(f"{name} {lab.lives}"),
             timing=TIMING,
             rejoin=rejoin,
+            origin=lab.origin,
             snapshot_every=lab.snapshot_every,
         )
 
@@ -188,7 +190,9 @@ class Lab:
         machine: Callable[[], Register] = Register,
         founded: bool = True,
         lists: Mapping[str, str] | None = None,  # of nodes that list others than ``names``
+        origin: int = FIRST_INDEX,
     ) -> None:
+        self.origin = origin
         self.lists = lists or {}
         self.names, self.snapshot_every, self.make_machine = names, snapshot_every, machine
         self.clock, self.wire, self.lives = LabClock(), Wire(), 0

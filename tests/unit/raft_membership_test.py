@@ -8,9 +8,11 @@ import pytest
 
 from caserver.errors import Corrupt
 from caserver.internode.membership import Membership
+from caserver.raft import snapshot_file
 from caserver.raft.data_dir import DataDir
 from caserver.raft.disk import MemoryDisk
 from caserver.raft.guard import Standing
+from caserver.raft.journal import replace_file
 from caserver.raft.ports import Committed
 from tests.testkit.raftlab import TIMING, Lab
 from tests.testkit.stockraft import StockCluster
@@ -155,3 +157,53 @@ def test_two_of_three_wiped_nodes_begin_nothing(rejoin: bool) -> None:
     lab.run(5)
     assert lab.leaders() == []  # one vote is left: only `recover import -survivor` goes on from here
     assert lab["A"].machine.state == ("the first CA",)
+
+
+# -- a cluster that begins with an import
+
+
+def imported() -> MemoryDisk:
+    """What `recover import` leaves of a state that ended with entry 9 of term 2."""
+    disk = MemoryDisk()
+    previous, last = (b"\x00a", 8, 2), (b"\x00b", 9, 2)
+    snapshot_file.write(disk, previous=previous, last=last, slices=[b"a\nb\n"])
+    replace_file(disk, entries=[previous, last], term=5)
+    return disk
+
+
+def of_imported_nodes(*names: str) -> Lab:
+    lab = Lab("ABC", founded=False, origin=9)
+    lab.nodes.clear()
+    for name in names:
+        lab.start(name, imported())
+    lab.run(2)
+    return lab
+
+
+def test_nodes_that_begin_with_an_import_elect_once_all_of_them_are_there() -> None:
+    lab = of_imported_nodes("A", "B")
+    assert lab.leaders() == []
+    assert lab["A"].standing() is Standing.EMPTY
+
+    lab.start("C", imported())
+    leader = lab.await_leader()
+    leader.propose("c")
+    lab.run(0.2)
+    assert {node.machine.state for node in lab.nodes.values()} == {("a", "b", "c")}
+    assert leader.term > 5
+
+
+def test_a_node_that_imports_again_after_the_others_went_on_does_not_count_until_it_caught_up() -> None:
+    lab = of_imported_nodes("A", "B", "C")
+    lab.await_leader()
+    wiped = next(name for name in "ABC" if not lab[name].leads)
+    lab.crash(wiped)
+    lab.start(wiped, imported())
+    with pytest.raises(Corrupt, match=r"holds what was imported and nothing later.*-rejoin"):
+        lab.run(1)
+
+    lab.crash(wiped)
+    lab.start(wiped, imported(), rejoin=True)
+    assert lab[wiped].standing() is Standing.LEARNER
+    lab.run(3)
+    assert lab[wiped].standing() is Standing.MEMBER

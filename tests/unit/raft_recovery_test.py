@@ -200,11 +200,11 @@ class TestChoice:
 
 
 class TestInstall:
-    def test_a_new_node_begins_as_a_voter_with_exactly_the_imported_state(self) -> None:
+    def test_a_new_node_begins_with_exactly_the_imported_state(self) -> None:
         plan = planned(member("a", term=4), member("b", ["x"], term=2))
         marker, journal, snapshot = loaded(installed(plan).after_power_loss())
 
-        assert marker == replace(Marker.of("d", NEW), generation=plan.generation, cluster_id=CLUSTER, initialised=True)
+        assert marker == replace(Marker.of("d", NEW), generation=plan.generation, cluster_id=CLUSTER, origin=4)
         assert snapshot is not None
         assert snapshot.state == b"x\ny\n"
         assert journal[:] == [snapshot.previous, snapshot.last]
@@ -235,11 +235,28 @@ class TestInstall:
 
         assert loaded(installed(plan, member("c"), node="c"))[0].generation == plan.generation
 
+    def test_it_has_no_vote_before_it_ran_and_says_so_in_an_export(self) -> None:
+        plan = planned(member("a"), member("b"))
+        found = exported(installed(plan))
+
+        assert (found.voter, found.generation, found.position) == (False, plan.generation, plan.chosen.position)
+
+    def test_it_may_start_as_a_learner(self) -> None:
+        disk = installed(planned(member("a"), member("b")))
+        with pytest.raises(Corrupt, match="operator recover"):
+            DataDir.open(disk, node="d", names=OLD)
+        disk.close()
+        directory = DataDir.open(disk, node="d", names=NEW, rejoin=True)
+        journal, _ = directory.load(on_fault=no_fault)
+
+        assert (directory.rejoining, directory.initialised) == (True, False)
+        assert journal.last == (4, 2)
+
     def test_a_damaged_log_is_replaced(self) -> None:
         disk = member("c")
         disk.replace(JOURNAL_FILE, b"damaged")
 
-        assert loaded(installed(planned(member("a"), member("b")), disk, node="c"))[0].initialised
+        assert loaded(installed(planned(member("a"), member("b")), disk, node="c"))[0].imported
 
     def test_exports_of_an_older_generation_are_refused(self) -> None:
         text = refusal(planned(member("a"), member("b")), member("a", generation="2:cc"))
