@@ -15,7 +15,6 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Literal
 
 import structlog
 
@@ -53,8 +52,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 LEADERLESS_MAX = 10.0  # seconds without a leader before this node says that it is not ready
 WORKERS = 4  # threads for key generation and slow signatures
-# Allocations before the garbage collector looks at what is new, looks again, looks at everything (see ``calm_collector``).
-COLLECTOR_THRESHOLDS = (5_000, 10, 10)
+# New objects before the young are collected; such collections before the next older ones are (see ``calm_collector``).
+COLLECTOR_THRESHOLDS = (1_000, 5, 100)
 
 _MEND = "mend or replace the disk of data_dir; if the data is lost, start with -rejoin while most other nodes are up"
 _REMEDIES = {
@@ -326,21 +325,14 @@ class _Agent:
 
 
 def calm_collector() -> None:
-    """Keep full garbage collections from looking at the state: a ledger of 100,000 leaves makes each as long as a heartbeat.
+    """Keep full garbage collections rare, and the state that was just loaded out of them.
 
-    Whatever survived a full collection is not looked at again; it goes when nothing refers to it any more, as nearly
-    everything here does, because values that never change cannot form cycles.
+    With a ledger of 100,000 leaves each would stop both loops for about as long as a heartbeat. The young are looked at in
+    small portions still; what grows old goes by its reference count, as values that never change cannot form cycles.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
-    if _freeze_survivors not in gc.callbacks:
-        gc.callbacks.append(_freeze_survivors)
-
-
-def _freeze_survivors(phase: Literal["start", "stop"], info: dict[str, int]) -> None:
-    if phase == "stop" and info["generation"] == 2:  # noqa: PLR2004 - the oldest, so this was a full collection
-        gc.freeze()
 
 
 def _bootstrap(config: AgentConfig) -> CAConfiguration | None:

@@ -133,6 +133,17 @@ class ServersRead:
 
     servers: tuple[ServerStatus, ...]
 
+    @property
+    def healthy(self) -> bool:
+        """Whether every server is well and has a vote."""
+        return all(each.healthy and each.voter for each in self.servers)
+
+    @property
+    def failure_tolerance(self) -> int:
+        """How many more of the healthy voters the cluster can lose and still have a majority."""
+        voters = sum(each.healthy and each.voter for each in self.servers)
+        return max(0, voters - (len(self.servers) // 2 + 1))
+
 
 @dataclass(frozen=True, slots=True)
 class LeadershipMoved:

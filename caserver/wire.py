@@ -15,7 +15,7 @@ from typing import Any
 from caserver import gojson
 from caserver.errors import InvalidRequest
 from caserver.fields import format_go_duration
-from caserver.requests import IssuedLeaf, ServerStatus
+from caserver.requests import IssuedLeaf, ServersRead
 from caserver.state.key_change import KeyringStatus
 from caserver.state.model import CARoot, CAState, Configuration
 from caserver.telemetry.metrics import Kind, Reading, Totals
@@ -133,7 +133,7 @@ def encode_failure(detail: str, status: int) -> Document:
     return {"Error": detail, "Status": status}
 
 
-def encode_raft_configuration(servers: Sequence[ServerStatus], addresses: Mapping[str, str]) -> Document:
+def encode_raft_configuration(found: ServersRead, addresses: Mapping[str, str]) -> Document:
     """Body of the Raft configuration; ``addresses`` maps names to ``host:port``; ids are node names."""
     return {
         "Servers": [
@@ -145,20 +145,17 @@ def encode_raft_configuration(servers: Sequence[ServerStatus], addresses: Mappin
                 "ProtocolVersion": "3",
                 "Voter": each.voter,
             }
-            for each in servers
+            for each in found.servers
         ],
         "Index": 0,
     }
 
 
-def encode_health(
-    servers: Sequence[ServerStatus], addresses: Mapping[str, str], versions: Mapping[str, str]
-) -> Document:
-    """Body of the autopilot health; ``FailureTolerance`` is how many more healthy voters the cluster can lose."""
-    voters = sum(each.healthy and each.voter for each in servers)
+def encode_health(found: ServersRead, addresses: Mapping[str, str], versions: Mapping[str, str]) -> Document:
+    """Body of the autopilot health; a server whose version is not known has an empty one."""
     return {
-        "Healthy": all(each.healthy and each.voter for each in servers),
-        "FailureTolerance": max(0, voters - (len(servers) // 2 + 1)),
+        "Healthy": found.healthy,
+        "FailureTolerance": found.failure_tolerance,
         "Servers": [
             {
                 "ID": each.name,
@@ -174,7 +171,7 @@ def encode_health(
                 "Voter": each.voter,
                 "StableSince": instant(each.stable_since),
             }
-            for each in servers
+            for each in found.servers
         ],
     }
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from caserver.authority.operations import Operations
+from caserver.authority.operations import Operations, servers
 from caserver.authority.ports import Log, Raft
 from caserver.environment import Clock
 from caserver.errors import Unavailable
@@ -68,7 +68,7 @@ class Telemetry:
 
     async def totals(self) -> list[Reading]:
         """Everything as it is now."""
-        return self._own() + _of_raft(await self._raft.status())
+        return self._all(await self._raft.status())
 
     async def interval(self) -> tuple[datetime, float, list[Reading]]:
         """End and length (seconds) of the last whole interval, its counters and samples, and the gauges of now."""
@@ -80,7 +80,7 @@ class Telemetry:
         return last.ended, last.seconds, [*gauges, *last.readings]
 
     async def _close_interval(self) -> None:
-        readings = self._own() + _of_raft(await self._raft.status(restart=True))
+        readings = self._all(await self._raft.status(restart=True))
         now = self._clock.monotonic()
         self._last = _Interval(self._clock.now(), now - self._begun, self._counted(readings))
         self._begun = now
@@ -94,16 +94,21 @@ class Telemetry:
             if each.metric.kind is not Kind.GAUGE
         )
 
-    def _own(self) -> list[Reading]:
-        found = _of_state(self._log.state, self._clock.now().timestamp())
+    def _all(self, status: RaftStatus) -> list[Reading]:
+        now = self._clock.now().timestamp()
+        found = _of_state(self._log.state, now) + _of_raft(status)
+        if status.leadership.is_leader:
+            cluster = servers(status, now=now)
+            found.append(Reading(metrics.AUTOPILOT_HEALTHY, int(cluster.healthy)))
+            found.append(Reading(metrics.FAILURE_TOLERANCE, cluster.failure_tolerance))
         found += [
             Reading(metrics.LEAVES_SIGNED, self._operations.signed),
             *readings_of(metrics.CSR_REFUSED, self._operations.refused),
             Reading(metrics.CACHE_ENTRIES, self._cached()),
             Reading(metrics.HTTP_BLOCKED, self._blocked()),
         ]
-        for (path, method, status), count in sorted(self._requests.items()):
-            labels = {"path": path, "method": method, "status": str(status)}
+        for (path, method, code), count in sorted(self._requests.items()):
+            labels = {"path": path, "method": method, "status": str(code)}
             found.append(Reading(metrics.HTTP_REQUESTS, count, labels))
         return found
 

@@ -8,7 +8,7 @@ from caserver import wire
 from caserver.api import status
 from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state, known_leader
 from caserver.authority.operations import TRAILING_MAX, servers
-from caserver.requests import ReadServers, ServersRead, ServerStatus, TransferLeadership
+from caserver.requests import ReadServers, ServersRead, TransferLeadership
 from caserver.state.key_change import keyring_status
 
 
@@ -52,14 +52,14 @@ async def get_raft_configuration(node: NodeView, call: Call) -> Reply:
     return _json(node, call, wire.encode_raft_configuration(found, _addresses(node)))
 
 
-async def _servers(node: NodeView, call: Call) -> tuple[ServerStatus, ...]:
+async def _servers(node: NodeView, call: Call) -> ServersRead:
     """The servers as the leader sees them, or with ``?stale`` as this node does."""
     if call.options.stale:
-        return servers(await node.raft.status(), now=node.clock.now().timestamp()).servers
+        return servers(await node.raft.status(), now=node.clock.now().timestamp())
     answer = await node.leader.execute(call.caller(node), ReadServers(consistent=call.options.consistent))
     if not isinstance(answer, ServersRead):
         raise TypeError(f"reading the servers was answered by {type(answer).__name__}")
-    return answer.servers
+    return answer
 
 
 def _addresses(node: NodeView) -> dict[str, str]:
@@ -81,8 +81,9 @@ async def get_autopilot_health(node: NodeView, call: Call) -> Reply:
     """How the servers are, as the leader sees them; 429 if one is not well."""
     check_datacenter(node, call.options)
     known = {node.node_name: version("caserver")}  # nodes do not tell each other theirs
-    document = wire.encode_health(await _servers(node, call), _addresses(node), known)
-    return _json(node, call, document, status.OK if document["Healthy"] else status.UNHEALTHY)
+    found = await _servers(node, call)
+    document = wire.encode_health(found, _addresses(node), known)
+    return _json(node, call, document, status.OK if found.healthy else status.UNHEALTHY)
 
 
 async def get_autopilot_configuration(node: NodeView, call: Call) -> Reply:

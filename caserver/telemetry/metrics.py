@@ -58,6 +58,8 @@ CACHE_ENTRIES = _gauge("consul.cache.entries_count", "leaves cached on this node
 HTTP_REQUESTS = _counter("caserver.http.requests", "answered requests", "path", "method", "status")
 HTTP_BLOCKED = _gauge("caserver.http.blocked_queries", "blocking queries that wait on this node")
 
+AUTOPILOT_HEALTHY = _gauge("consul.autopilot.healthy", "1 if all servers are well, on the leader")
+FAILURE_TOLERANCE = _gauge("consul.autopilot.failure_tolerance", "servers that may still be lost, on the leader")
 IS_LEADER = _gauge("consul.server.isLeader", "1 on the leader, 0 elsewhere")
 TERM = _gauge("caserver.raft.term", "Raft term")
 VOTER = _gauge("caserver.raft.voter", "1 if this node has a vote")

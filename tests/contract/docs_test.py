@@ -9,6 +9,7 @@ import pytest
 from caserver.api.routes import ROUTES, Route
 from caserver.cli import VERBS
 from caserver.config.agent_config import KEYS, AgentConfig
+from caserver.telemetry.metrics import METRICS, Metric
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -18,6 +19,11 @@ SECRET = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_every_route_is_in_the_readme(route: Route) -> None:
     assert route.path in README
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_every_metric_is_in_the_readme(metric: Metric) -> None:
+    assert f"`{metric.name}`" in README
 
 
 @pytest.mark.parametrize("key", sorted({word for key in (*KEYS.scalars, *KEYS.open_tables) for word in key.split(".")}))

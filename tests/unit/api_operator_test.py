@@ -124,7 +124,7 @@ async def test_metrics_count_what_happened() -> None:
     counters = {(each["Name"], *each["Labels"].values()): each["Count"] for each in document["Counters"]}
     assert gauges["consul.mesh.active-root-ca.expiry"] > 3600 * 24 * 3000
     assert gauges["consul.cache.entries_count"] == 1
-    assert gauges["consul.server.isLeader"] == 1
+    assert gauges["consul.server.isLeader"] == gauges["consul.autopilot.healthy"] == 1
     assert counters["caserver.leaves.signed",] == 1
     assert counters["caserver.csr.refused", "RateLimited"] == 1
     assert counters["caserver.http.requests", "/v1/agent/connect/ca/leaf/", "GET", "200"] == 1
@@ -140,7 +140,7 @@ async def test_metrics_of_a_follower_know_the_root_and_the_peers() -> None:
     assert any(line.startswith("consul_mesh_active_root_ca_expiry ") for line in lines)
     assert 'caserver_raft_peer_connected{peer="n3"} 1' in lines
     assert "consul_server_isLeader 0" in lines
-    assert not any(line.startswith("caserver_raft_peer_lag{") for line in lines)
+    assert not any(line.startswith(("caserver_raft_peer_lag", "consul_autopilot")) for line in lines)
 
 
 async def test_json_shows_the_last_whole_interval_and_prometheus_totals() -> None:
