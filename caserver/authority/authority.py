@@ -31,7 +31,6 @@ from caserver.errors import (
     Corrupt,
     NotInitialized,
     NotLeader,
-    Unavailable,
 )
 from caserver.internode.keyring import Keyring
 from caserver.pki.spiffe import cluster_id_from, cluster_id_of_root
@@ -87,8 +86,10 @@ class Authority:
         self._bootstrap = bootstrap
         self._custody = Custody(providers, keyring)
         self._issuance = Issuance(log, custody=self._custody, clock=clock, entropy=entropy, datacenter=datacenter)
-        self._rotation = Rotation(log, custody=self._custody, clock=clock, entropy=entropy, workers=workers)
         self._guard = ClockGuard(log, clock)
+        self._rotation = Rotation(
+            log, custody=self._custody, guard=self._guard, clock=clock, entropy=entropy, workers=workers
+        )
         self._maintenance = Maintenance(
             log,
             custody=self._custody,
@@ -133,10 +134,10 @@ class Authority:
             raise NotLeader("this node does not lead")
         match request:
             case SignLeaves(csrs=csrs):
-                self._require_clock()
+                self._guard.require()
                 return LeavesSigned(await self._sign(csrs))
             case ChangeConfiguration():
-                self._require_clock()
+                self._guard.require()
                 request_id = caller.request_id or self._entropy.bytes(16).hex()
                 _log.info("CA configuration write", source=caller.source, request_id=request_id)
                 return await self._rotation.change(request, request_id)
@@ -196,8 +197,8 @@ class Authority:
         if self._log.state.cluster_id is None:
             await self._found_cluster(bootstrap)
         self._compare(bootstrap)
-        if self._log.state.active_root is None:
-            self._require_clock()
+        if self._log.state.active_root is None or self._log.state.change is not None:
+            self._guard.require()
         await self._rotation.initialize()
         self._custody.signing(self._log.state)
 
@@ -230,11 +231,6 @@ class Authority:
                     raise CommitUnknown(f"the cluster may not have been bootstrapped: {why}")
             case _:
                 assert_never(outcome)
-
-    def _require_clock(self) -> None:
-        fault = self._guard.fault()
-        if fault is not None:
-            raise Unavailable(fault)
 
     def _compare(self, bootstrap: CAConfiguration) -> None:
         configuration = self._log.state.configuration

@@ -4,6 +4,9 @@ Two witnesses: the monotonic clock of the same machine, over the last minute, an
 either contradicts by more than ``LIMIT`` seconds, and until both have agreed for ``STEADY`` seconds, nothing is issued,
 rotated, renewed, expired or pruned. Looked at before every such step, and by ``watch`` in between, so that a jump of long
 ago is not mistaken for one of just now. Raft itself knows no wall clock and goes on.
+
+A machine may start with a wrong clock that is set right a moment later, and a single node has nobody to compare with: what
+removes something for good waits until the clock was watched for ``STEADY`` seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import structlog
 
 from caserver.authority.ports import Log
 from caserver.environment import Clock
+from caserver.errors import Unavailable
 
 LIMIT = 30.0  # seconds
 STEADY = 60.0  # seconds
@@ -30,6 +34,7 @@ class ClockGuard:
         self._log = log
         self._clock = clock
         self._samples: deque[tuple[float, float]] = deque()  # (monotonic, wall minus monotonic), oldest first
+        self._watched_from: float | None = None  # monotonic instant of the first look
         self._doubted_at: float | None = None
         self._why = ""
 
@@ -42,6 +47,17 @@ class ClockGuard:
             self._doubted_at = None
             return None
         return self._why
+
+    def require(self) -> None:
+        """Unavailable, with the reason, while the clock is not to be trusted."""
+        fault = self.fault()
+        if fault is not None:
+            raise Unavailable(fault)
+
+    def is_proven(self) -> bool:
+        """Whether the clock is to be trusted with what cannot be undone: it was watched for long enough, too."""
+        trusted = self.fault() is None
+        return trusted and self._watched_from is not None and self._clock.monotonic() - self._watched_from >= STEADY
 
     async def watch(self, hand_over: Callable[[], Awaitable[bool]]) -> None:
         """Look again and again, until cancelled; say when doubt begins and ends.
@@ -61,6 +77,8 @@ class ClockGuard:
             await self._clock.sleep(LOOK_EVERY)
 
     def _compare(self, now: float, offset: float) -> None:
+        if self._watched_from is None:
+            self._watched_from = now
         # The sample before the last minute stays: a jump may lie between two looks.
         while len(self._samples) > 1 and self._samples[1][0] <= now - STEADY:
             self._samples.popleft()

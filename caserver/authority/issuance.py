@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import assert_never
 
 import structlog
@@ -224,6 +225,12 @@ class Issuance:
                 f"the certificate that signs leaves ({signing.root.id}) has expired, no leaf under it would verify; "
                 "set a configuration with another root"
             )
+        if signing.issuer_not_before > now:
+            raise Unavailable(
+                f"the certificate that signs leaves ({signing.root.id}) is not valid before "
+                f"{_utc(signing.issuer_not_before)}, by this node's clock that is later: no leaf under it would verify; "
+                "set the clock right, or set a configuration with another root"
+            )
         not_before = max(now - BACKDATED, signing.issuer_not_before)
         not_after = min(now - BACKDATED + signing.effective.leaf_ttl, signing.issuer_not_after)
         by_issue_id = {self._entropy.bytes(16).hex(): waiting for waiting in live}
@@ -255,6 +262,10 @@ class Issuance:
             return
         if not waiting.result.done():
             waiting.result.set_result(_issued(row, order, result, booked))
+
+
+def _utc(instant: int) -> str:
+    return f"{datetime.fromtimestamp(instant, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _order(row: LedgerRow, booked: _Booked, datacenter: str) -> SigningOrder:

@@ -90,9 +90,9 @@ class Maintenance:
             return True
         state, now = self._log.state, self._now()
         step = due(self._considered(state), now)
+        if step is None or not self._guard.is_proven():
+            return False
         match step:
-            case None:
-                return False
             case RetireProvider(retiring=retiring):
                 await self._retire(state, retiring)
             case Prune(root_ids=root_ids):
@@ -132,7 +132,7 @@ class Maintenance:
     async def _rest(self) -> None:
         """Until something falls due, or the state gives another reason to look."""
         state = self._log.state
-        hindered = state.change is not None or self._guard.fault() is not None or self._resealing.owed(state)
+        hindered = state.change is not None or not self._guard.is_proven() or self._resealing.owed(state)
         pause = LOOK_AGAIN if hindered else max(REST_MIN, next_due(self._considered(state), self._now()))
         if state.retiring:
             pause = min(pause, max(REST_MIN, self._retire_from - self._clock.monotonic()))

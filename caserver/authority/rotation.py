@@ -15,6 +15,7 @@ from typing import Any, TypeVar, assert_never
 
 import structlog
 
+from caserver.authority.clock_guard import ClockGuard
 from caserver.authority.custody import Custody, Signing, seal_root_key
 from caserver.authority.plan import BACKDATED, Effect, RotationPlan, cross_signed_until, crosses, plan_change
 from caserver.authority.ports import Inspection, Log, Prepared, Provider, verdict
@@ -58,8 +59,11 @@ T = TypeVar("T")
 class Rotation:
     """Initializes the CA and changes its configuration, on the leader."""
 
-    def __init__(self, log: Log, *, custody: Custody, clock: Clock, entropy: Entropy, workers: Workers) -> None:
+    def __init__(
+        self, log: Log, *, custody: Custody, guard: ClockGuard, clock: Clock, entropy: Entropy, workers: Workers
+    ) -> None:
         self._log = log
+        self._guard = guard
         self._custody = custody
         self._clock = clock
         self._entropy = entropy
@@ -193,11 +197,15 @@ class Rotation:
         """From an announced change to its ActivateRoot, or to its end by AbortChange; index and overridden failures."""
         try:
             command, overridden = await self._make_ready(change, force=force)
+            self._require_clock()
             index = await self._commit(command)
         except (CommitFailed, CommitUnknown) as exc:
             # The change stands in the log and will be finished: here by a retry, or by the next leader.
             raise CommitUnknown(f"outcome unknown, read before repeating: {exc.detail}") from exc
         except Exception as exc:
+            doubt = self._guard.fault()
+            if doubt is not None:  # what failed may have failed by the clock alone: the change stands, too
+                raise CommitUnknown(f"outcome unknown, read before repeating: {doubt}") from exc
             done = await self._abort(change.request_id, exc)
             if done is None:
                 raise
@@ -227,6 +235,12 @@ class Rotation:
             retire_not_before=None if state.active_root is None else _seconds(self._clock.now()) + RETIRE_AFTER,
         )
         return command, failures
+
+    def _require_clock(self) -> None:
+        """CommitFailed if the clock became doubtful while the root was made: what it dated must not come into force."""
+        fault = self._guard.fault()
+        if fault is not None:
+            raise CommitFailed(fault)
 
     async def _proven(
         self,

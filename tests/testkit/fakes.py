@@ -50,7 +50,7 @@ class Tripwire:
         self.steps: list[str] = []
         self.sprung = False
         self.dead = False
-        self._at: int | None = None
+        self._at: int | str | None = None
         self._action: Callable[[], None] | None = None
 
     def arm(self, ahead: int, action: Callable[[], None] | None = None) -> None:
@@ -58,14 +58,19 @@ class Tripwire:
         self._at = len(self.steps) + ahead
         self._action = action
 
+    def arm_at(self, label: str, action: Callable[[], None] | None = None) -> None:
+        """Spring at the next step of this name."""
+        self._at = label
+        self._action = action
+
     def step(self, label: str) -> None:
         """Note one step; Killed at the armed one, unless another action was chosen, and ever after."""
         if self.dead:
             raise Killed(label)
         self.steps.append(label)
-        if self._at != len(self.steps):
+        if self._at not in (len(self.steps), label):
             return
-        self.sprung = True
+        self.sprung, self._at = True, None
         if self._action is not None:
             self._action()
             return

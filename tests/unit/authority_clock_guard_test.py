@@ -9,10 +9,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from caserver.authority.clock_guard import LOOK_EVERY, ClockGuard
-from caserver.errors import Unavailable
+from caserver.errors import CommitUnknown, Unavailable
 from caserver.requests import Caller, ReadAt, ReadIndex
+from caserver.state.commands import ActivateRoot, ExpireLeaves, ProviderRetired, PruneRoots
 from tests.testkit.fakes import FakeLog, ManualClock, settle
-from tests.testkit.nodes import build_node, leading_node, operator_root, running
+from tests.testkit.nodes import DAY, build_node, leading_node, operator_root, running
 
 
 async def test_time_that_passes_is_no_reason_for_doubt() -> None:
@@ -167,3 +168,81 @@ async def test_a_leader_that_jumped_with_all_others_keeps_leading() -> None:
         await clock.advance(120)
         assert guard.fault() is None
         assert not asked
+
+
+async def test_a_leader_with_a_doubtful_clock_leaves_the_change_of_a_former_leader_alone() -> None:
+    clock = ManualClock()
+    former = build_node(FakeLog("a"), clock=clock)
+    off = ManualClock()
+    off.set_wall(30 * DAY)
+    doubtful = build_node(former.log.elsewhere("b"), clock=off, seed=2)
+    doubtful.log.clock_offset = 30.0 * DAY
+    async with running(former), running(doubtful):
+        former.log.hold(ActivateRoot)
+        change = asyncio.ensure_future(former.configure({**operator_root("ec-256"), "CSRMaxPerSecond": 0}))
+        await settle()
+        doubtful.log.become_leader()
+        await settle()
+        assert former.state.change is not None
+        assert len(former.state.roots) == 1
+        assert "off those of the other servers" in dict(doubtful.authority.degraded)["CATrouble"]
+        former.log.release()
+        with pytest.raises(Unavailable):
+            await change
+        former.log.become_leader()
+        await settle()
+        assert former.state.change is None
+        assert len(former.state.roots) == 2
+        assert await former.sign("web")
+
+
+@pytest.mark.parametrize("jump", [30 * DAY, -30 * DAY])
+@pytest.mark.parametrize("step", ["committed BeginChange", "provider prepare", "prepared", "cross-signed"])
+async def test_a_clock_that_jumps_while_a_root_is_made_keeps_it_from_being_activated(step: str, jump: float) -> None:
+    async with leading_node() as node:
+        node.control.tripwire.arm_at(step, lambda: node.clock.set_wall(jump))
+        with pytest.raises(CommitUnknown, match="jumped"):
+            await node.configure({"PrivateKeyBits": 384, "CSRMaxPerSecond": 0}, request_id="r1")
+        assert len(node.state.roots) == 1
+        assert node.state.change is not None
+        node.clock.set_wall(-jump)
+        await node.clock.advance(90)
+        root = node.state.active_root
+        assert root is not None
+        assert root.key_bits == 384
+        assert root.not_before <= node.clock.now().timestamp()
+
+
+async def test_a_node_that_has_just_started_removes_nothing_before_it_watched_its_clock_for_a_minute() -> None:
+    former = build_node(FakeLog("a"))
+    off = ManualClock()
+    off.set_wall(30 * DAY)
+    started = build_node(former.log.elsewhere("b"), clock=off, seed=2)
+    async with running(former):
+        (leaf,) = await former.sign("web")
+        await former.configure({**operator_root("ec-256"), "CSRMaxPerSecond": 0})
+        async with running(started):
+            started.log.become_leader()
+            await started.clock.advance(20)
+            started.clock.set_wall(-30 * DAY)  # corrected soon after the start, as is usual
+            await started.clock.advance(300)
+            assert started.state.root(leaf.root_id) is not None
+            assert started.state.ledger.row_count == 1
+            assert started.log.applied(PruneRoots) == started.log.applied(ExpireLeaves) == []
+            assert started.log.applied(ProviderRetired) != []
+
+
+async def test_a_clock_that_stayed_steady_from_the_start_lets_what_is_due_be_removed() -> None:
+    former = build_node(FakeLog("a"))
+    later = ManualClock()
+    later.set_wall(30 * DAY)
+    started = build_node(former.log.elsewhere("b"), clock=later, seed=2)
+    async with running(former):
+        await former.configure({**operator_root("ec-256"), "CSRMaxPerSecond": 0})
+        async with running(started):
+            started.log.become_leader()
+            await started.clock.advance(59)
+            assert len(started.state.roots) == 2
+            assert started.log.applied(ProviderRetired) == []
+            await started.clock.advance(10)
+            assert len(started.state.roots) == 1

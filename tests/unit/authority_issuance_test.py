@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
@@ -240,3 +241,17 @@ async def test_every_kind_of_root_signs_leaves(key: str) -> None:
     async with leading_node(bootstrap_configuration(**root)) as node:
         (leaf,) = await node.sign("web")
         assert why_not(leaf, str(root["RootCert"]), node.clock.now()) is None
+
+
+async def test_no_leaf_under_a_root_that_does_not_begin_before_later() -> None:
+    start = datetime(2026, 3, 1, 11, 0, 0, tzinfo=UTC)
+    async with leading_node(bootstrap_configuration(**operator_root("ec-256", start=start))) as node:
+        node.clock.set_wall(-2 * 3600)
+        with pytest.raises(Unavailable, match="jumped"):
+            await node.sign("web")
+        await node.clock.advance(61)
+        with pytest.raises(Unavailable, match=r"is not valid before 2026-03-01T11:00:00Z.*clock"):
+            await node.sign("web")
+        assert node.state.ledger.row_count == 0
+        await node.clock.advance(3600)
+        assert await node.sign("web")

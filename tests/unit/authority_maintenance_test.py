@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from structlog.testing import capture_logs
 
+from caserver.authority.clock_guard import STEADY
+from caserver.authority.maintenance import LOOK_AGAIN
 from caserver.errors import ProviderUnavailable
 from caserver.state.commands import ProviderRetired, PruneRoots
-from tests.testkit.fakes import settle
 from tests.testkit.nodes import (
     DAY,
     Node,
@@ -30,6 +31,7 @@ def owed(node: Node) -> int:
 
 async def test_the_former_provider_is_retired_ten_seconds_after_the_rotation() -> None:
     async with leading_node() as node:
+        await node.clock.advance(STEADY)
         await node.configure({**operator_root("ec-256"), **UNLIMITED})
         await node.clock.advance(9)
         assert owed(node) == 1
@@ -40,6 +42,7 @@ async def test_the_former_provider_is_retired_ten_seconds_after_the_rotation() -
 
 async def test_retiring_is_tried_again_until_it_works_also_by_a_later_leader() -> None:
     async with leading_node() as node:
+        await node.clock.advance(STEADY)
         await node.configure({**operator_root("ec-256"), **UNLIMITED})
         node.control.failures["retire"] = ProviderUnavailable("asleep")
         await node.clock.advance(150)
@@ -49,7 +52,7 @@ async def test_retiring_is_tried_again_until_it_works_also_by_a_later_leader() -
         second = build_node(node.log.elsewhere("n2"), clock=node.clock, seed=2)
         async with running(second):
             second.log.become_leader()
-            await settle()
+            await node.clock.advance(STEADY + LOOK_AGAIN)
             assert owed(second) == 0
 
 
@@ -69,6 +72,7 @@ async def test_a_provider_that_cannot_be_retired_holds_up_nothing_else() -> None
 
 async def test_a_root_that_is_active_again_is_not_retired() -> None:
     async with leading_node(bootstrap_configuration(**operator_root("ec-256"))) as node:
+        await node.clock.advance(STEADY)
         await node.configure({**operator_root("ec-384"), **UNLIMITED})
         await node.configure({**operator_root("ec-256"), **UNLIMITED})
         await node.clock.advance(30)
@@ -133,7 +137,7 @@ async def test_a_follower_maintains_nothing() -> None:
         follower = build_node(node.log.elsewhere("n2"), clock=node.clock, seed=2)
         async with running(follower):
             await node.configure({**operator_root("ec-256"), **UNLIMITED})
-            await node.clock.advance(60)
+            await node.clock.advance(STEADY + LOOK_AGAIN)
             assert follower.control.calls == []
             assert len(node.log.applied(ProviderRetired)) == 1
 

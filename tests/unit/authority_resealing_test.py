@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
+from caserver.authority.clock_guard import STEADY
+from caserver.authority.maintenance import LOOK_AGAIN
 from caserver.authority.resealing import AGAIN
 from caserver.internode.keyring import Keyring, Sealed
 from caserver.raft.ports import KeyReport
@@ -42,7 +44,7 @@ async def test_everything_is_sealed_anew_in_one_command() -> None:
 
     with capture_logs() as logs:
         async with running(successor(log)) as node:
-            await node.clock.advance(20)
+            await node.clock.advance(STEADY + LOOK_AGAIN)
             assert await node.sign("web")
 
     assert keys_in_state(log.state) == {B}
