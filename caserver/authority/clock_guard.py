@@ -62,7 +62,8 @@ class ClockGuard:
     async def watch(self, hand_over: Callable[[], Awaitable[bool]]) -> None:
         """Look again and again, until cancelled; say when doubt begins and ends.
 
-        A leader whose clock is off those of the others hands leadership over (``hand_over``): they can sign meanwhile.
+        A leader whose clock the majority contradicts hands leadership over (``hand_over``): they can sign meanwhile. Where
+        it is one clock against another, the next leader would have the same doubt.
         """
         doubted = False
         while True:
@@ -72,7 +73,7 @@ class ClockGuard:
                 _log.warning(
                     "the clock is not trusted" if doubted else "the clock is trusted again", reason=fault or ""
                 )
-            elif self._log.leadership.is_leader and abs(self._log.leadership.clock_offset) > LIMIT:
+            elif self._log.leadership.is_leader and abs(self._log.leadership.clock_outvoted) > LIMIT:
                 _log.warning("leadership is handed over because of the clock", handed_over=await hand_over())
             await self._clock.sleep(LOOK_EVERY)
 

@@ -15,7 +15,6 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_low
 from typing import Any, Protocol
 
 from caserver.environment import Clock, Entropy
@@ -541,6 +540,7 @@ class Engine:
     def leadership(self) -> Leadership:
         """Who leads, as far as this node knows."""
         core, now = self._core, self._clock.monotonic()
+        further, nearer = self._guard.clock_offsets()
         leads = core.is_leader()
         silence = 0.0 if leads else now - self._guard.leader_contact
         known = leads or (silence < self._timing.timeout_max and not self._guard.leader_lost)
@@ -553,15 +553,11 @@ class Engine:
             is_leader=leads and core.applied_index() >= (core.noop_index() or 0),
             is_voter=self._marker.initialised,
             last_contact=silence,
-            clock_offset=self._clock_offset(),
+            clock_offset=further,
+            clock_outvoted=nearer,
             peers=peers,
             keys=keys if self.keys is None else keys | {self._node: self.keys},
         )
-
-    def _clock_offset(self) -> float:
-        """Seconds that this node's wall clock is ahead of the middle one of all that were heard."""
-        heard = [view.wall_ahead for view in self._guard.peers.values() if view.standing is not Standing.UNKNOWN]
-        return 0.0 - median_low([0.0, *heard])
 
     def status(self) -> RaftStatus:
         """What an operator may want to know."""

@@ -94,7 +94,9 @@ class PeerView:
     standing: Standing = Standing.UNKNOWN
     life: str = ""  # differs for every start of the peer
     since: float = 0.0  # monotonic instant of the first report of this life and standing
-    wall_ahead: float = 0.0  # seconds that the peer's wall clock is ahead of ours
+    wall_ahead: float | None = (
+        None  # seconds that its wall clock is ahead of ours; None: not heard since the link broke
+    )
     announced: bool = False  # the link is up and our standing went first
     heard: float = 0.0  # monotonic instant of its last message
     linked: float = 0.0  # monotonic instant at which the link came up
@@ -192,6 +194,8 @@ class Guard:
         view = self.peers[peer]
         view.announced = False
         view.keys = None
+        if not up:  # a link that comes up may follow the peer's first report
+            view.wall_ahead = None
         if up:
             view.announced, view.linked = self._network.send(peer, self._report()), self._clock.monotonic()
             self._send_keys(peer)
@@ -244,6 +248,16 @@ class Guard:
             self._reactions.standing_changed(peer, view)
         if standing in _VOTERS and message["snapshot_index"]:
             self._reactions.state_hash(peer, message["snapshot_index"], message["snapshot_hash"])
+
+    def clock_offsets(self) -> tuple[float, float]:
+        """Seconds that this node's wall clock is ahead of the middle one of all that are linked and were heard.
+
+        Of two in the middle the one that is further off comes first: with one peer alone nobody can say whose clock is wrong.
+        """
+        linked = [view.wall_ahead for view in self.peers.values() if view.announced]
+        ahead = sorted([0.0, *(each for each in linked if each is not None)])
+        middle = sorted((ahead[(len(ahead) - 1) // 2], ahead[len(ahead) // 2]), key=abs)
+        return 0.0 - middle[1], 0.0 - middle[0]
 
     def is_voter(self, peer: str) -> bool:
         """Whether ``peer`` said that it has its log."""

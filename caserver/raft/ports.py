@@ -93,7 +93,10 @@ class Leadership:
     is_leader: bool  # leads, and has applied the no-op of its term
     is_voter: bool = True  # False: new, or wiped and not promoted yet
     last_contact: float = field(default=0.0, compare=False)  # seconds since the leader was heard; 0 on the leader
-    clock_offset: float = field(default=0.0, compare=False)  # seconds, leader's wall clock against the majority's
+    # Seconds that this node's wall clock is ahead of the middle one of all that are linked and were heard. Of two in the
+    # middle the first takes the one that is further off, the second the nearer one.
+    clock_offset: float = field(default=0.0, compare=False)
+    clock_outvoted: float = field(default=0.0, compare=False)
     peers: Mapping[str, bool] = field(default_factory=dict, compare=False)  # name -> connected, without this node
     # This node's report and those of the peers that said so since they are linked.
     keys: Mapping[str, KeyReport] = field(default_factory=dict, compare=False)

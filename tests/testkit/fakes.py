@@ -193,6 +193,7 @@ class FakeLog:
         self._open = asyncio.Event()
         self._held: tuple[type, ...] = ()
         self.clock_offset = 0.0
+        self.outvoted = True  # whether the offset is the majority's word, or that of one clock against another
         self.keys: dict[str, KeyReport] = {}  # what the nodes said of their cluster secrets
         self.unproven = False  # whether barriers fail: a leader without a quorum
 
@@ -215,6 +216,7 @@ class FakeLog:
             term=shared.term,
             is_leader=shared.leader == self.node,
             clock_offset=self.clock_offset,
+            clock_outvoted=self.clock_offset if self.outvoted else 0.0,
             peers={view.node: True for view in shared.views if view.node != self.node},
             keys=self.keys,
         )

@@ -36,6 +36,22 @@ class LabClock:
         raise NotImplementedError
 
 
+class NodeClock:
+    """The lab's time with a wall clock of the node's own."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self._lab, self._name = lab, name
+
+    def now(self) -> datetime:
+        return self._lab.clock.now() + timedelta(seconds=self._lab.walls[self._name])
+
+    def monotonic(self) -> float:
+        return self._lab.clock.elapsed
+
+    async def sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+
 class LabEntropy:
     def __init__(self, seed: str) -> None:
         self._random = random.Random(seed)
@@ -143,7 +159,7 @@ class Node:
             marker=LabMarker(self.disk),
             disk=self.disk,
             network=LabNetwork(name, lab.wire),
-            clock=lab.clock,
+            clock=NodeClock(lab, name),
             entropy=LabEntropy(f"{name} {lab.lives}"),
             timing=TIMING,
             rejoin=rejoin,
@@ -196,6 +212,7 @@ class Lab:
         self.lists = lists or {}
         self.names, self.snapshot_every, self.make_machine = names, snapshot_every, machine
         self.clock, self.wire, self.lives = LabClock(), Wire(), 0
+        self.walls = dict.fromkeys(names, 0.0)  # seconds that the wall clock of each node is ahead
         self.nodes = {name: Node(self, name) for name in names}
         if founded:
             self.link_all()

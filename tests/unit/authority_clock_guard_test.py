@@ -159,6 +159,15 @@ async def test_a_leader_that_is_off_the_others_hands_leadership_over() -> None:
         assert guard.fault() is not None
 
 
+async def test_of_two_leaders_whose_clocks_differ_neither_hands_leadership_to_the_other() -> None:
+    log, clock = FakeLog(), ManualClock()
+    log.clock_offset, log.outvoted = 40.0, False
+    async with watched(log, clock) as (guard, asked):
+        await clock.advance(10 * LOOK_EVERY)
+        assert not asked
+        assert guard.fault() is not None
+
+
 async def test_a_leader_that_jumped_with_all_others_keeps_leading() -> None:
     log, clock = FakeLog(), ManualClock()
     async with watched(log, clock) as (guard, asked):

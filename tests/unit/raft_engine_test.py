@@ -271,3 +271,56 @@ def test_an_entry_of_an_unknown_kind_stops_the_node():
     lab["A"].engine._core.append(b"\x07x", None)
     with pytest.raises(Corrupt, match="kind"):
         lab["A"].engine.tick()
+
+
+# -- clocks
+
+
+def offsets(names: str, wrong: dict[str, float]) -> tuple[Lab, dict[str, float]]:
+    lab = Lab(names)
+    for name, seconds in wrong.items():
+        lab.walls[name] = seconds
+    lab.run(2.5)
+    return lab, {name: round(node.engine.leadership().clock_offset) for name, node in lab.nodes.items()}
+
+
+def test_a_clock_is_compared_with_the_middle_one_of_all():
+    lab, found = offsets("ABC", {"A": -30 * 86400.0})
+    assert round(lab["A"].engine.leadership().clock_outvoted) == -30 * 86400
+    assert found == {"A": -30 * 86400, "B": 0, "C": 0}
+
+
+def test_of_two_clocks_that_differ_each_is_in_doubt():
+    _, found = offsets("AB", {"A": -30 * 86400.0})
+    assert found == {"A": -30 * 86400, "B": 30 * 86400}
+
+
+def test_between_two_middle_clocks_the_one_further_off_counts():
+    lab, _ = offsets("ABC", {"A": 50.0})
+    lab.unlink("A", "C")
+    lab.unlink("B", "C")
+    lab.run(2.5)
+    assert round(lab["A"].engine.leadership().clock_offset) == 50
+    assert round(lab["B"].engine.leadership().clock_offset) == -50
+    assert lab["A"].engine.leadership().clock_outvoted == 0
+
+
+def test_the_clock_of_a_peer_that_is_gone_does_not_count():
+    lab, found = offsets("ABC", {"B": 100.0, "C": 100.0})
+    assert found["A"] == -100
+    lab.unlink("A", "B")
+    lab.unlink("A", "C")
+    assert lab["A"].engine.leadership().clock_offset == 0
+
+
+def test_a_peer_that_is_back_counts_with_what_its_clock_says_now():
+    lab, _ = offsets("AB", {"B": 100.0})
+    lab.unlink("A", "B")
+    lab.walls["B"] = 0.0
+    lab.link("A", "B")
+    assert lab["A"].engine.leadership().clock_offset == 0
+    lab.run(2.5)
+    assert lab["A"].engine.leadership().clock_offset == 0
+    lab.walls["B"] = 60.0
+    lab.run(2.5)
+    assert round(lab["A"].engine.leadership().clock_offset) == -60
