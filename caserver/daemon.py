@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import resource
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -81,11 +82,19 @@ def run(config: AgentConfig) -> int:
     )
     for warning in config.warnings:
         _log.warning(warning)
+    _take_all_descriptors()
     try:
         return asyncio.run(_serve(config, clock))
     except (CaserverError, Corrupt, JournalFailed, OSError, ValueError) as exc:
         _log.error("the agent cannot run", reason=_explained(exc))
         return EXIT_FAILED
+
+
+def _take_all_descriptors() -> None:
+    """Every connection is a file descriptor: raise the soft limit on them to the hard one, as far as the system lets us."""
+    with contextlib.suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _explained(exc: BaseException | None) -> str:

@@ -19,6 +19,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from caserver.errors import CaserverError, CommitUnknown, InvalidRequest, NotLeader, Unavailable
+from caserver.forwarding.doorway import Doorway
 from caserver.internode.identity import NodeIdentity
 from caserver.requests import Answer, Caller, Request, decode_request, encode_answer
 
@@ -80,7 +81,7 @@ class Channel:
         self._serve = serve
         self._sessions: dict[str, aiohttp.ClientSession] = {}
         self._http: web.Server | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener: Doorway | None = None
 
     async def start(self) -> None:
         """Bind the listener; OSError if the address cannot be bound."""
@@ -91,31 +92,28 @@ class Channel:
             access_log=None,
             logger=_aiohttp_log,
         )
-        host, port = self._bind
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._http, host, port, ssl=self._identity.server_context(), ssl_handshake_timeout=_CONNECT_DEADLINE
-        )
+        listener = Doorway(self._http, context=self._identity.server_context(), handshake_deadline=_CONNECT_DEADLINE)
+        await listener.start(*self._bind)
+        self._listener = listener
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port that the listener is bound to."""
         if self._listener is None:
             raise RuntimeError("the channel is not started")
-        host, port = self._listener.sockets[0].getsockname()[:2]
-        return str(host), int(port)
+        return self._listener.address
 
     async def close(self) -> None:
         """Stop listening, end what is being served, drop all connections."""
         if self._listener is not None:
-            self._listener.close()
+            await self._listener.close()
+            self._listener = None
         if self._http is not None:
             self._http.pre_shutdown()
             await self._http.shutdown(_SHUTDOWN_DEADLINE)
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
-        if self._listener is not None:
-            await self._listener.wait_closed()
 
     async def send(self, node: str, frame: bytes, deadline: float) -> bytes:
         """Deliver one frame to ``node`` and return the answer frame (port ``Hop``)."""

@@ -11,7 +11,7 @@ import pytest
 from caserver.environment import SystemClock, SystemEntropy
 from caserver.errors import Corrupt, NotLeader
 from caserver.internode.keyring import Keyring
-from caserver.raft.ports import Committed, Leadership, NotCommitted
+from caserver.raft.ports import Committed, Leadership, NotCommitted, Seals
 from caserver.raft.streams import Address
 from caserver.raft.thread import RaftSettings, RaftThread
 from tests.testkit.raftlab import Register, corrupting
@@ -251,3 +251,39 @@ async def test_an_address_in_use_is_named_at_the_start(cluster: Cluster):
     with pytest.raises(OSError, match=f"cannot listen for other nodes on 127.0.0.1:{first.address[1]}"):
         await second.start()
     await second.stop()
+
+
+def _keys_in(text: str) -> frozenset[str]:
+    return frozenset(word.removeprefix("sealed:") for word in text.split() if word.startswith("sealed:"))
+
+
+SEALS: Seals[State] = Seals(lambda command: _keys_in(command.decode()), lambda state: _keys_in(" ".join(state[-1:])))
+
+
+async def test_a_node_that_holds_what_none_of_its_secrets_opens_does_not_start(tmp_path: Path):
+    def node(*secrets: bytes) -> Thread:
+        settings = RaftSettings(node="a", data_dir=tmp_path / "a")
+        return RaftThread(
+            settings, Register(), keyring=Keyring(secrets), clock=SystemClock(), entropy=SystemEntropy(), seals=SEALS
+        )
+
+    old, new = b"o" * 32, b"n" * 32
+    first = node(old)
+    await first.start()
+    for text in (f"sealed:{Keyring([old]).key_ids[0]}", "other"):  # the state needs it no more, the journal holds it
+        assert isinstance(await first.propose(text), Committed)
+    await first.stop()
+
+    with pytest.raises(Corrupt, match="list the former secret behind the new one"):
+        await node(new).start()
+
+    changing = node(new, old)
+    await changing.start()
+    async with asyncio.timeout(10):
+        while changing.leadership.keys["a"].stored:  # noqa: ASYNC110  # reports make no notice
+            await asyncio.sleep(0.05)
+    await changing.stop()
+    last = node(new)
+    await last.start()
+    assert len(last.state) == 2
+    await last.stop()

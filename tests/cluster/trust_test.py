@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import resource
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.testkit.cluster import LOOPBACK, ROOT, Cluster, Node, free_ports, keygen, wait_for
@@ -141,3 +146,50 @@ def refusal(node: Node, *, peer: str, word: str) -> str:
         return next((line for line in lines if word in line), None)
 
     return wait_for(f"{node.name} to say why it refuses {peer}", said, within=15)
+
+
+# -- floods
+
+
+@contextmanager
+def flooded(*addresses: tuple[str, int], each: int) -> Iterator[list[socket.socket]]:
+    """Strangers that connect and say nothing, replaced as they are closed, until the end."""
+    stopping, held = threading.Event(), list[socket.socket]()
+
+    def dial() -> None:
+        while not stopping.is_set():
+            for address in addresses:
+                with contextlib.suppress(OSError):
+                    held.append(socket.create_connection(address, timeout=1))
+            while len(held) > each * len(addresses):
+                held.pop(0).close()
+            stopping.wait(0.002)
+
+    thread = threading.Thread(target=dial)
+    thread.start()
+    try:
+        yield held
+    finally:
+        stopping.set()
+        thread.join()
+        for connection in held:
+            connection.close()
+
+
+def test_floods_of_strangers_up_to_the_limit_of_descriptors_cost_nothing(tmp_path: Path) -> None:
+    with Cluster(tmp_path).start_ready() as cluster:
+        leader, (follower, _) = cluster.leader(), cluster.followers()
+        assert leader.process is not None
+        resource.prlimit(leader.process.pid, resource.RLIMIT_NOFILE, (200, 200))
+        with flooded((LOOPBACK, leader.server_port), (LOOPBACK, leader.forward_port), each=250) as strangers:
+            wait_for("the flood", lambda: True if len(strangers) >= 400 else None)
+            for number in range(10):
+                for node in (leader, follower):
+                    reply = node.get(f"/v1/agent/connect/ca/leaf/flood-{node.name}-{number}", timeout=5)
+                    assert reply.status == http.client.OK, reply.text
+            descriptors = len(list(Path(f"/proc/{leader.process.pid}/fd").iterdir()))
+
+        assert descriptors < 190
+        assert cluster.leader() is leader
+        assert leader.log.count("leads=true") == 1
+        assert len(leader.log.splitlines()) < 100

@@ -27,7 +27,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {"": {"daemon", "own_secret"}},
     {"api": {"", "agent", "connect_ca", "metrics", "operator", "origin", "query", "routes", "server", "status"}},
     {"": {"leaf_cache"}},
-    {"forwarding": {"", "channel", "leader"}},
+    {"forwarding": {"", "channel", "doorway", "leader"}},
     {
         "authority": {
             "",

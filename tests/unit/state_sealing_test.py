@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 
 from caserver.internode.keyring import sealed_key_id
 from caserver.state.codec import encode_command
@@ -9,6 +9,7 @@ from caserver.state.sealing import keys_in_command
 from tests.testkit.states import commands
 
 
+@settings(max_examples=40)
 @given(commands)
 def test_the_keys_of_everything_sealed_in_a_command_are_found(command: Command) -> None:
     match command:
