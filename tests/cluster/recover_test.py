@@ -57,6 +57,10 @@ def import_everywhere(cluster: Cluster, files: Sequence[Path], *options: str) ->
         assert done.returncode == 0, done.stderr
 
 
+def _ended(node: Node) -> bool | None:
+    return None if node.running else True
+
+
 def told(node: Node) -> tuple[Any, Any]:
     """What must survive: configuration and roots."""
     roots = node.get("/v1/connect/ca/roots").json()
@@ -77,6 +81,10 @@ def test_growing_from_one_to_three_to_five_and_back(tmp_path: Path) -> None:
 
     for names in (FIVE[:3], FIVE, FIVE[2:]):
         with Cluster(tmp_path, names, secret=secret) as cluster:
+            old = next(node for node in cluster if node.data_dir.exists())
+            cluster.start(old)  # a new list in the configuration is not enough
+            wait_for("the node to refuse", partial(_ended, old))
+            assert "cluster with all nodes stopped by `caserver operator recover export` and `import`" in old.log
             import_everywhere(cluster, files)
             cluster.start_ready()
             assert all(told(each) == before for each in cluster)
@@ -140,7 +148,7 @@ def test_a_lost_majority_is_recovered_from_the_survivor_and_only_on_its_word(tmp
         assert imported(again, files, "-survivor").returncode == 0
         cluster.start(again)
         cluster.wait_for_log("holds what was imported and nothing later", again)
-        wait_for("the node to end", lambda: None if again.running else True)
+        wait_for("the node to end", partial(_ended, again))
         again.extra.append("-rejoin")
         cluster.start(again)
         cluster.wait_for_log("promoted", again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.testkit.cluster import ROOT, Cluster, Node, wait_for
+from caserver.cli import main
+from tests.testkit.cluster import LOOPBACK, ROOT, Cluster, Node, wait_for
 from tests.testkit.invariants import Witness, check_invariants
 
 BODY = "/v1/connect/ca/configuration"
@@ -64,10 +66,15 @@ def refused(cluster: Cluster, node: Node) -> str:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A single node with a changed configuration, killed; each test puts its files back as they were."""
+    """A single node with a changed configuration and a snapshot, killed; each test puts its files back as they were."""
     with Cluster(tmp_path_factory.mktemp("alone"), ("n1",)).start_ready() as cluster:
         (node,) = cluster
         assert change(node, 48) == 200
+        cluster.kill(node)
+        file = str(node.directory / "n1.export")
+        assert main(["operator", "recover", "export", f"-data-dir={node.data_dir}", f"-out={file}"], {}) == 0
+        assert main(["operator", "recover", "import", f"-config-file={node.config_file}", file], {}) == 0
+        cluster.start_ready()
         cluster.kill(node)
         yield cluster
 
@@ -111,6 +118,8 @@ def test_a_torn_tail_is_cut_and_nothing_acknowledged_is_missing(alone: Cluster) 
         ("raft.log", flipped, "was durable and is damaged now"),
         ("raft.log", lambda _: b"", "raft.log is empty, cut short"),
         ("raft.log", lambda _: None, "raft.log is gone"),
+        ("snapshot", flipped, "the snapshot is damaged"),
+        ("snapshot", lambda _: None, "there is no snapshot"),
         ("node.json", lambda _: b"{", "node.json cannot be read"),
         ("node.json", lambda _: None, "no node.json"),
         ("cluster_secret", lambda _: None, "restore it from a backup"),
@@ -152,6 +161,15 @@ def test_a_second_process_on_the_same_directory_is_refused(alone: Cluster, tmp_p
     assert "another caserver process uses the data directory; stop it" in said
     assert ttl(node) == "48h"
     alone.kill(node)
+
+
+def test_a_port_in_use_is_named_with_the_remedy(alone: Cluster) -> None:
+    (node,) = alone
+    with socket.create_server((LOOPBACK, node.http_port)):
+        said = refused(alone, node)
+
+    assert f"{node.http_port}" in said
+    assert "stop the process that has the port" in said
 
 
 @contextmanager
