@@ -96,6 +96,9 @@ class Node:
     process: subprocess.Popen[bytes] | None = None
     paused: bool = False
     extra: list[str] = field(default_factory=list)  # further command line arguments
+    address: str = LOOPBACK
+    prefix: list[str] = field(default_factory=list)  # written before its command line, to run it somewhere else
+    module: list[str] = field(default_factory=lambda: ["caserver"])  # what Python runs
 
     @property
     def config_file(self) -> Path:
@@ -115,11 +118,11 @@ class Node:
 
     @property
     def url(self) -> str:
-        return f"http://{LOOPBACK}:{self.http_port}"
+        return f"http://{self.address}:{self.http_port}"
 
     @property
     def server_address(self) -> str:
-        return f"{LOOPBACK}:{self.server_port}"
+        return f"{self.address}:{self.server_port}"
 
     @property
     def running(self) -> bool:
@@ -140,7 +143,7 @@ class Node:
     ) -> Reply:
         """One HTTP request; ``body`` is sent as it is (text) or as JSON. OSError if the node does not answer."""
         data = body if isinstance(body, str | bytes | None) else json.dumps(body)
-        connection = http.client.HTTPConnection(LOOPBACK, self.http_port, timeout=timeout)
+        connection = http.client.HTTPConnection(self.address, self.http_port, timeout=timeout)
         try:
             connection.request(method, path, data, dict(headers or {}))
             response = connection.getresponse()
@@ -164,9 +167,9 @@ class Node:
             return None
 
 
-def agent_command(*arguments: str) -> list[str]:
+def agent_command(*arguments: str, module: Sequence[str] = ("caserver",)) -> list[str]:
     """The command line of a caserver verb; an agent also dies with this program."""
-    command = [sys.executable, "-m", "caserver", *arguments]
+    command = [sys.executable, "-m", *module, *arguments]
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", *command] if setpriv and arguments[:1] == ("agent",) else command
 
@@ -200,6 +203,7 @@ class Cluster:
         preferred_ports: Sequence[int] = (),
         secret: str | None = None,
         dev: bool = False,
+        addresses: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self._settings = dict(settings or {})
@@ -209,8 +213,10 @@ class Cluster:
         ports = free_ports(3 * len(names), preferred_ports)
         trios = zip(ports[0::3], ports[1::3], ports[2::3], strict=True)
         self.nodes = [
-            Node(name, directory, http_port=http, server_port=server, forward_port=forward)
-            for name, (http, server, forward) in zip(names, trios, strict=True)
+            Node(name, directory, http_port=http, server_port=server, forward_port=forward, address=address)
+            for name, address, (http, server, forward) in zip(
+                names, addresses or [LOOPBACK] * len(names), trios, strict=True
+            )
         ]
         self._secret = secret or (keygen() if len(names) > 1 else "")
         directory.mkdir(parents=True, exist_ok=True)
@@ -220,8 +226,8 @@ class Cluster:
     def _write_config(self, node: Node) -> None:
         config: dict[str, Any] = {
             "node_name": node.name,
-            "bind_addr": LOOPBACK,
-            "client_addr": LOOPBACK,
+            "bind_addr": node.address,
+            "client_addr": node.address,
             "ports": {"http": node.http_port, "server": node.server_port, "forward": node.forward_port},
             "connect": self._connect,
             "performance": {"raft_multiplier": RAFT_MULTIPLIER},
@@ -233,7 +239,7 @@ class Cluster:
             config["cluster_secret"] = self._secret
             config["peer"] = {
                 each.name: {
-                    "address": LOOPBACK,
+                    "address": each.address,
                     "server_port": each.server_port,
                     "forward_port": each.forward_port,
                 }
@@ -284,7 +290,7 @@ class Cluster:
             mode = ["-dev"] if self._dev else []
             with node.log_file.open("ab") as log:
                 node.process = subprocess.Popen(
-                    agent_command("agent", *mode, *files, *node.extra),
+                    [*node.prefix, *agent_command("agent", *mode, *files, *node.extra, module=node.module)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
