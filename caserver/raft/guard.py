@@ -193,9 +193,8 @@ class Guard:
         self._core.link(peer, up=up)
         view = self.peers[peer]
         view.announced = False
-        view.keys = None
         if not up:  # a link that comes up may follow the peer's first report
-            view.wall_ahead = None
+            view.wall_ahead = view.keys = None
         if up:
             view.announced, view.linked = self._network.send(peer, self._report()), self._clock.monotonic()
             self._send_keys(peer)

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from caserver.errors import Corrupt
 from caserver.internode.keyring import Keyring
 from caserver.raft.engine import Engine
-from caserver.raft.journal import Journal
+from caserver.raft.journal import Entry, Journal
 from caserver.raft.ports import KeyReport, Seals, StateMachine
 from caserver.raft.seam import COMMAND
 
@@ -34,8 +34,8 @@ class StoredKeys(Generic[State]):
     ) -> None:
         self._engine, self._journal, self._machine, self._seals = engine, journal, machine, seals
         self._held = keyring.key_ids
-        self._scanned: tuple[int, tuple[int, int]] | None = None  # first index and last entry when it was read
-        self._journalled: frozenset[str] = frozenset()
+        self._scanned = (0, 0)  # index and term of the last entry that was read
+        self._found: dict[int, frozenset[str]] = {}  # by index, of entries that hold something sealed
 
     def require_held(self) -> None:
         """Corrupt if the disk holds a secret that none of the configured keys opens."""
@@ -63,9 +63,19 @@ class StoredKeys(Generic[State]):
         journal = self._journal
         if not len(journal):
             return frozenset()
-        # Two logs with the same first and the same last entry are the same log.
-        extent = (journal[0][1], journal.last)
-        if extent != self._scanned:
-            found = [self._seals.of_command(entry[0][1:]) for entry in journal[:] if entry[0][:1] == COMMAND]
-            self._scanned, self._journalled = extent, frozenset[str]().union(*found)
-        return self._journalled
+        first = journal[0][1]
+        index, term = self._scanned
+        behind = index - first + 1
+        # An entry with the same index and term has the same entries before it.
+        if not 0 < behind <= len(journal) or journal[behind - 1][1:] != (index, term):
+            self._found, behind = {}, 0
+        self._found = {at: keys for at, keys in self._found.items() if at > first}
+        for entry in (journal[0], *journal[behind:]):
+            if keys := self._keys_of(entry):
+                self._found[entry[1]] = keys
+        self._scanned = journal.last
+        return frozenset[str]().union(*self._found.values())
+
+    def _keys_of(self, entry: Entry) -> frozenset[str]:
+        command = entry[0]
+        return self._seals.of_command(command[1:]) if command[:1] == COMMAND else frozenset()

@@ -140,6 +140,41 @@ def test_an_entry_that_is_not_committed_counts_too() -> None:
     assert node.machine.state == ()
 
 
+def test_an_entry_that_another_leader_replaced_counts_no_more() -> None:
+    lab = Lab("ABC")
+    lab.elect("A")
+    node, keys = lab["A"], keys_of(lab["A"])
+    lab.cut("A")
+    node.propose("before", f"sealed:{OLD}")
+    node.engine.tick()
+    assert stored(keys, node) == {OLD}
+    lab.run(3.0)
+    (other,) = (lab[name] for name in "BC" if lab[name].leads)
+    other.propose("one", f"sealed:{NEW}", "three")
+    lab.mend()
+    lab.run(2.0)
+
+    assert node.machine.state == ("one", f"sealed:{NEW}", "three")
+    assert stored(keys, node) == {NEW}
+
+
+def test_looking_again_reads_only_what_is_new() -> None:
+    lab, node, _ = single()
+    read: list[bytes] = []
+
+    def counting(command: bytes) -> frozenset[str]:
+        read.append(command)
+        return in_command(command)
+
+    keys = StoredKeys(node.engine, node.journal, node.machine, keyring=CHANGING, seals=Seals(counting, in_state))
+    commit(lab, node, *(f"k{number}" for number in range(50)))
+    keys.look()
+    keys.look()
+    commit(lab, node, f"sealed:{OLD}")
+    assert stored(keys, node) == {OLD}
+    assert len(read) == 51
+
+
 def test_every_node_hears_what_the_others_hold() -> None:
     lab = Lab("ABC")
     lab.elect("A")
