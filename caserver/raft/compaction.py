@@ -14,6 +14,7 @@ from caserver.raft.seam import Entry
 
 CHUNK_BYTES = 256 << 10
 _WINDOW = 4  # chunks under way to one peer
+_PATIENCE = 2.0  # seconds without any answer after which a snapshot is sent anew; twice as long every time
 RECEIVE_BYTES_MAX = 1 << 30
 
 
@@ -63,12 +64,20 @@ class Sending:
     """A snapshot file on its way to one peer."""
 
     content: bytes
+    heard_at: float  # monotonic instant of the last answer, or of the beginning
     position: int = 0
     under_way: int = 0
     done: bool = False
+    patience: float = _PATIENCE
 
-    def chunks(self) -> Iterator[tuple[bytes, bool, bool]]:
-        """The chunks that may leave now: bytes, first, last."""
+    def chunks(self, now: float) -> Iterator[tuple[bytes, bool, bool]]:
+        """The chunks that may leave now: bytes, first, last.
+
+        Answers come on another link and get lost with that one, while the chunks' own link may be well.
+        """
+        if now - self.heard_at > self.patience:
+            self.heard_at, self.patience = now, 2 * self.patience
+            self.position, self.under_way, self.done = 0, 0, False
         while self.under_way < _WINDOW and not self.done:
             piece = self.content[self.position : self.position + CHUNK_BYTES]
             first = self.position == 0
@@ -77,8 +86,9 @@ class Sending:
             self.under_way += 1
             yield piece, first, self.done
 
-    def answered(self) -> None:
+    def answered(self, now: float) -> None:
         """One chunk arrived."""
+        self.heard_at = now
         self.under_way = max(0, self.under_way - 1)
 
 

@@ -351,8 +351,8 @@ class Engine:
             content = self._disk.read(snapshot_file.SNAPSHOT_FILE)
             if content is None:
                 raise Corrupt("the log is shortened, but its snapshot is gone from the data directory")
-            sending = self._sending[peer] = Sending(content)
-        chunks = list(sending.chunks())
+            sending = self._sending[peer] = Sending(content, self._clock.monotonic())
+        chunks = list(sending.chunks(self._clock.monotonic()))
         for chunk in chunks:
             self.send(peer, self._append_message(serialized=chunk))
         if not chunks:
@@ -364,7 +364,7 @@ class Engine:
         if message["success"] or message["reset"]:
             self._sending.pop(peer, None)
         elif peer in self._sending:
-            self._sending[peer].answered()
+            self._sending[peer].answered(self._clock.monotonic())
         if self._core.next_index(peer) <= self._core.last()[1]:
             self._hungry.add(peer)
 

@@ -114,3 +114,24 @@ def test_an_outcome_behind_an_installed_snapshot_is_unknown():
     lab.run(1)
     assert lab["A"].machine.state == lab[new].machine.state
     assert [type(each) for each in lab["A"].outcomes] in ([OutcomeUnknown], [NotCommitted])
+
+
+def lagging(lab: Lab) -> None:
+    """``C`` was away while the others shortened their logs, and is back; nobody is linked to it yet."""
+    lab.elect("A")
+    disk = lab.crash("C")
+    committed(lab, "A", 60)
+    lab["A"].compact()
+    lab.start("C", disk)
+    for other in "AB":
+        lab.unlink(other, "C")
+
+
+def test_a_snapshot_whose_answer_could_not_be_sent_is_sent_again():
+    lab = Lab("ABC", snapshot_every=20)
+    lagging(lab)
+    lab["A"].engine.link("C", up=True)  # the way back is not there yet
+    lab.run(0.2)
+    lab["C"].engine.link("A", up=True)
+    lab.run(3.0)
+    assert lab["C"].machine.state == lab["A"].machine.state
