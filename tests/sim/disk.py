@@ -73,6 +73,8 @@ class Platter:
     def __init__(self) -> None:
         self.files: dict[str, _File] = {}
         self.durable = Durable()
+        self.before_wipe = Durable()
+        self.lost = False  # wiped, and not a voter again
 
     def after(self, death: Death, chance: random.Random) -> None:
         """Let the machine lose what it loses by such a death."""
@@ -85,7 +87,7 @@ class Platter:
 
     def wipe(self) -> None:
         """Somebody put in a new disk."""
-        self.files = {}
+        self.files, self.before_wipe, self.lost = {}, self.durable, True
         self.reread()
 
     def reread(self) -> None:
@@ -105,6 +107,7 @@ class Platter:
             self.durable.snapshot = (last[1], last[2])
         elif name == MARKER_FILE:
             self.durable.voter = Marker.decode(bytes(file.content)).initialised
+            self.lost = self.lost and not self.durable.voter
 
 
 def _lose(file: _File, chance: random.Random) -> None:

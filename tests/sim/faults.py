@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
 from caserver.raft.guard import Standing
@@ -20,7 +21,7 @@ class Faults:
     chance: random.Random
     skewed: bool  # whether wall clocks go wrong in this run
     slept: float = 0.0  # seconds that passed for all wall clocks at once
-    wiped: set[str] = field(default_factory=set)  # lost their disk and are not members again
+    _outside: Context = field(default_factory=copy_context)  # of no process
 
     def act(self) -> None:
         """One thing happens."""
@@ -80,8 +81,9 @@ class Faults:
         life = self._life()
         if life is not None:
             death = self.chance.choice(list(Death))
-            self._note(f"kill {life.name} {death.value}")
-            life.die(death)
+            callbacks = self.chance.choice((0, self.chance.randint(1, 300)))
+            self._note(f"kill {life.name} {death.value} after {callbacks}")
+            self._after(life, callbacks, lambda: life.die(death))
 
     def crash_soon(self) -> None:
         """A process dies in the middle of one of its next writes."""
@@ -100,7 +102,7 @@ class Faults:
         """Start it as an operator would."""
         crash_in = self.chance.randint(1, 6) if crash_in is None and self.chance.random() < 0.1 else crash_in
         # An operator tries without the flag first, now and then; the node has to refuse by itself then.
-        rejoin = node.name in self.wiped and (node.unfit is not None or self.chance.random() < 0.7)
+        rejoin = node.platter.lost and (node.unfit is not None or self.chance.random() < 0.7)
         node.start(rejoin=rejoin, crash_in=crash_in)
 
     def stop(self) -> None:
@@ -120,14 +122,26 @@ class Faults:
             )
 
     def pause(self) -> None:
-        """A process stands still for a while."""
+        """A process stands still for a while, at once or after some callback."""
         life = self._life()
         if life is None or life.process.paused:
             return
         seconds = self.chance.choice((0.05, 0.3, 1.0, 3.0, 8.0)) * self.chance.uniform(0.5, 1.5)
-        self._note(f"pause {life.name} {seconds:.3f}")
-        life.process.paused = True
-        self.setting.loop.call_later(seconds, self.setting.loop.go_on, life.process)
+        callbacks = self.chance.choice((0, self.chance.randint(1, 300)))
+        self._note(f"pause {life.name} {seconds:.3f} after {callbacks}")
+
+        def freeze() -> None:
+            life.process.paused = True
+            self.setting.loop.call_later(seconds, self.setting.loop.go_on, life.process, context=self._outside)
+
+        self._after(life, callbacks, freeze)
+
+    def _after(self, life: Life, callbacks: int, then: Callable[[], None]) -> None:
+        """Do something to a process after it ran some callbacks more."""
+        if callbacks:
+            life.process.countdown, life.process.then = callbacks, then
+        else:
+            then()
 
     # -- disks
 
@@ -141,9 +155,9 @@ class Faults:
     def wipe(self) -> None:
         """A node loses its disk; only a minority at a time, and only of a cluster that was founded."""
         may_lose = (len(self.nodes) - 1) // 2
-        self.wiped = {name for name in self.wiped if not self._is_member(name)}
+        lost = [node for node in self.nodes.values() if node.platter.lost]
         founded = [node for node in self.nodes.values() if node.platter.durable.voter]
-        if len(self.wiped) >= may_lose or len(founded) < len(self.nodes) or self.setting.witness.newest < 5:
+        if len(lost) >= may_lose or len(founded) + len(lost) < len(self.nodes) or self.setting.witness.newest < 5:
             return
         life = self._life()
         if life is None or not life.journal._contents.commit > 5:
@@ -151,14 +165,6 @@ class Faults:
         self._note(f"wipe {life.name}")
         life.die(Death.POWER)
         life.node.platter.wipe()
-        self.wiped.add(life.name)
-        self.setting.witness.lost.add(life.name)
-
-    def _is_member(self, name: str) -> bool:
-        member = self.nodes[name].platter.durable.voter
-        if member:
-            self.setting.witness.lost.discard(name)
-        return member
 
     # -- the network
 
@@ -232,13 +238,14 @@ class Faults:
         for life in self.lives:
             life.disk.crash_in(10**9, lambda: None)
             life.disk.fail_in(10**9)
+            life.process.countdown = 0
             if life.process.paused:
                 self.setting.loop.go_on(life.process)
 
     def start_all(self) -> bool:
         """Start what is down; whether all run as members."""
         for node in self.down:
-            node.start(rejoin=node.name in self.wiped)
+            node.start(rejoin=node.platter.lost)
         return len(self.lives) == len(self.nodes) and all(
             life.engine.standing is Standing.MEMBER for life in self.lives
         )

@@ -24,6 +24,8 @@ class Process:
     def __init__(self) -> None:
         self.paused = False
         self.alive = True
+        self.countdown = 0  # callbacks after which ``then`` is called; 0 = never
+        self.then: Callable[[], None] = lambda: None
         self.parked: list[_Handle | _TimerHandle] = []
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self.context = copy_context()
@@ -157,8 +159,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def ran(self, handle: _Handle | _TimerHandle) -> None:
         """A callback has run."""
+        owner: Process | None = handle._context.get(OWNER)
+        if owner is not None and owner.countdown:
+            owner.countdown -= 1
+            if not owner.countdown:
+                owner.then()
         if self.observer is not None:
-            self.observer.after(handle._context.get(OWNER))
+            self.observer.after(owner)
 
     def go_on(self, process: Process) -> None:
         """End the pause of a process."""

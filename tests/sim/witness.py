@@ -80,7 +80,6 @@ class Witness:
         self.acknowledged_index = 0  # highest index that any client was told of
         self.bundles = Bundles(self.fail)
         self.counts: dict[str, int] = {}
-        self.lost: set[str] = set()  # nodes whose disk was lost and that are not promoted yet
 
     def fail(self, what: str) -> None:
         """Note a breach; raised at the next step, outside of the product's own exception handling."""
@@ -106,7 +105,7 @@ class Witness:
 
     def stopped(self, life: Life, exc: BaseException) -> None:
         """A process ended by itself."""
-        if isinstance(exc, Corrupt) and life.name in self.lost:
+        if isinstance(exc, Corrupt) and life.node.platter.lost:
             return
         if "space left on the simulated device" in str(exc):
             return
@@ -178,7 +177,7 @@ class Witness:
         for peer in life.engine._guard.peers:
             index = core.match_index(peer)
             entry = core.entry(index)
-            if peer in self.lost or entry is None or index <= 1:
+            if self._nodes[peer].platter.lost or entry is None or index <= 1:
                 continue
             if not self._nodes[peer].platter.durable.holds(index, entry[2]):
                 self.fail(
@@ -232,13 +231,15 @@ class Witness:
         self._check_durable(life, index, term)
 
     def _check_durable(self, life: Life, index: int, term: int) -> None:
-        holders = [
-            name
-            for name, node in self._nodes.items()
-            if node.platter.durable.voter and node.platter.durable.holds(index, term)
-        ]
+        holders = [name for name in self._nodes if self._held(name, index, term)]
         if index > 1 and 2 * len(holders) <= len(self._nodes):
             self.fail(f"{life.name} commits entry {index} of term {term}, which only {holders} hold for certain")
+
+    def _held(self, name: str, index: int, term: int) -> bool:
+        """Whether a voter holds the entry; what one acknowledged before it lost its disk was true then."""
+        platter = self._nodes[name].platter
+        durable = platter.before_wipe if platter.lost else platter.durable
+        return durable.voter and durable.holds(index, term)
 
     def applied(self, life: Life, index: int, result: object, state: CAState) -> None:
         """``life`` has applied an entry."""
