@@ -193,7 +193,22 @@ class LeafCache:
         return self._clock.now().timestamp() >= held.leaf.not_after - _EXPIRY_MARGIN
 
     def _worn(self, entry: _Entry, held: _Held) -> bool:
+        if self._ends_with_issuer(held):
+            return False
         return self._clock.now().timestamp() >= max(held.leaf.not_before + LAST_TENTH * held.life, entry.retry_at)
+
+    def _ends_with_issuer(self, held: _Held) -> bool:
+        """Whether no renewal under the present root could bring a longer life."""
+        root = self._log.state.active_root
+        return root is not None and root.id == held.leaf.root_id and root.not_after <= held.leaf.not_after
+
+    def _renewal_of(self, held: _Held) -> float:
+        """Instant at which a leaf that just came is to be renewed, unless root or signing certificate change before."""
+        leaf = held.leaf
+        if self._ends_with_issuer(held):
+            return float(leaf.not_after)
+        jitter, now = self._entropy.uniform(0.0, 1.0), self._clock.now().timestamp()
+        return float(renew_at(leaf.not_before, leaf.not_after, jitter, now=now))
 
     def _current(self, held: _Held) -> bool:
         """Whether the leaf was signed under the present root and signing certificate, as far as this node knows."""
@@ -278,8 +293,7 @@ class LeafCache:
 
     def _store(self, entry: _Entry, held: _Held, asked_in: int) -> None:
         entry.held = held
-        leaf = held.leaf
-        self._schedule(entry, float(renew_at(leaf.not_before, leaf.not_after, self._entropy.uniform(0.0, 1.0))))
+        self._schedule(entry, self._renewal_of(held))
         if self._log.state.ca_epoch != asked_in and not self._current(held):
             self._move(entry, self._window())  # signed just before a change that is known here by now
         renewed, entry.renewed = entry.renewed, asyncio.Event()

@@ -30,6 +30,7 @@ from caserver.errors import (
     NotInitialized,
     ProviderRefused,
     ProviderUnavailable,
+    from_kind,
 )
 from caserver.pki.certificates import describe, serial_from
 from caserver.pki.chain import intermediates_for, unexpired
@@ -50,7 +51,7 @@ from caserver.state.model import CARoot, CAState, Change, Index, RootID
 
 RETIRE_AFTER = 10  # seconds from ActivateRoot to the clean-up at the former provider
 NONCE_BYTES = 12
-_ABORTED = "aborted: "
+_ABORTED = "aborted"
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -145,7 +146,7 @@ class Rotation:
             return
         _log.info("finishing the CA change that a former leader began", request_id=change.request_id)
         try:
-            await self._finish(change, force=False)
+            await self._finish(change)
         except (CommitFailed, CommitUnknown):
             raise
         except CaserverError as exc:
@@ -185,18 +186,19 @@ class Rotation:
             expect_index=plan.expect_index,
             expect_epoch=plan.expect_epoch,
             configuration=seal(plan.configuration, self._custody.keyring, self._entropy.bytes(NONCE_BYTES)),
+            force=force,
         )
         await self._commit(begin)
         change = self._log.state.change
         if change is None or change.request_id != request_id:
             raise CommitUnknown("outcome unknown, read before repeating: the change was overtaken")
-        index, overridden = await self._finish(change, force=force)
+        index, overridden = await self._finish(change)
         return ConfigurationChanged(index=index, rotated=True, warnings=(*plan.warnings, *overridden))
 
-    async def _finish(self, change: Change, *, force: bool) -> tuple[Index, tuple[str, ...]]:
+    async def _finish(self, change: Change) -> tuple[Index, tuple[str, ...]]:
         """From an announced change to its ActivateRoot, or to its end by AbortChange; index and overridden failures."""
         try:
-            command, overridden = await self._make_ready(change, force=force)
+            command, overridden = await self._make_ready(change)
             self._require_clock()
             index = await self._commit(command)
         except (CommitFailed, CommitUnknown) as exc:
@@ -210,10 +212,10 @@ class Rotation:
             if done is None:
                 raise
             return done, ()
-        _announce(self._log.state, command)
+        _announce(self._log.state, command, index)
         return index, overridden
 
-    async def _make_ready(self, change: Change, *, force: bool) -> tuple[ActivateRoot, tuple[str, ...]]:
+    async def _make_ready(self, change: Change) -> tuple[ActivateRoot, tuple[str, ...]]:
         """Everything that can fail: prepare the new root, cross-sign it, prove the bundles. Nothing is visible of it."""
         state, now = self._log.state, self._clock.now()
         trust_domain = _trust_domain(state)
@@ -223,7 +225,7 @@ class Rotation:
         old = self._predecessor(state, configuration, now)
         crossed = None if old is None else await self._cross_sign(old, prepared.root_pem, configuration, now)
         root, failures = await self._proven(state, prepared, configuration.provider, new=new, old=old, crossed=crossed)
-        if failures and not force:
+        if failures and not change.force:
             raise InvalidConfig("\n".join(("the change was refused, leaves would not verify after it:", *failures)))
         for failure in failures:
             _log.warning("a failing proof was overridden", failure=failure)
@@ -320,8 +322,10 @@ class Rotation:
 
     async def _abort(self, request_id: str, error: Exception) -> Index | None:
         """Give the change up; None once that is certain and ``error`` may be told, an index if another leader did finish it."""
-        reason = error.detail if isinstance(error, CaserverError) else "internal error, see the log of the leader"
-        command = AbortChange(request_id=request_id, at=_seconds(self._clock.now()), reason=reason)
+        kind, reason = "", "internal error, see the log of the leader"
+        if isinstance(error, CaserverError):
+            kind, reason = error.kind, error.detail
+        command = AbortChange(request_id=request_id, at=_seconds(self._clock.now()), reason=reason, kind=kind)
         outcome = verdict(await self._log.propose(command))
         match outcome:
             case Applied() | Refused():
@@ -373,12 +377,13 @@ class Rotation:
 
 
 def _earlier(state: CAState, request_id: str) -> ConfigurationChanged | None:
-    """The effect that this request had already; ProviderRefused if it was given up."""
+    """The effect that this request had already; the error that it was given up with, if it was."""
     record = state.requests.get(request_id)
     if record is None:
         return None
     if record.result.startswith(_ABORTED):
-        raise ProviderRefused(record.result.removeprefix(_ABORTED))
+        kind, _, reason = record.result.removeprefix(_ABORTED).partition(": ")
+        raise from_kind(kind.strip() or ProviderRefused.__name__, reason)
     return ConfigurationChanged(index=record.index, rotated=record.result == "activated")
 
 
@@ -424,13 +429,19 @@ def _newest_first(state: CAState) -> list[CARoot]:
     return sorted(state.roots, key=lambda root: (not root.active, -(root.rotated_out_at or 0)))
 
 
-def _announce(state: CAState, command: ActivateRoot) -> None:
-    """The log line that operators and their scripts wait for, word for word as Consul writes it."""
-    fields = {"root_id": command.root.id, "request_id": command.request_id, "index": state.index}
-    if command.retire_not_before is None:
-        _log.info("initialized primary datacenter CA with provider", provider=command.root.provider, **fields)
+def _announce(state: CAState, command: ActivateRoot, index: Index) -> None:
+    """The log line that operators and their scripts wait for, word for word as Consul writes it.
+
+    The state says which root that is: an earlier command of the same request may have come through after all.
+    """
+    active = state.active_root
+    if active is None:
         return
-    _log.info(f"CA rotated to new root under provider {json.dumps(command.root.provider)}", **fields)
+    fields = {"root_id": active.id, "request_id": command.request_id, "index": index}
+    if command.retire_not_before is None:
+        _log.info("initialized primary datacenter CA with provider", provider=active.provider, **fields)
+        return
+    _log.info(f"CA rotated to new root under provider {json.dumps(active.provider)}", **fields)
 
 
 def _trust_domain(state: CAState) -> str:

@@ -122,6 +122,7 @@ def begin_change(state: CAState, command: BeginChange) -> Step:
         configuration=command.configuration,
         epoch=state.ca_epoch + 1,
         begun_index=index,
+        force=command.force,
     )
     return replace(state, index=index, change=change), Applied(index)
 
@@ -201,7 +202,7 @@ def abort_change(state: CAState, command: AbortChange) -> Step:
     if refusal is not None:
         return state, refusal
     index = _next_index(state)
-    record = RequestRecord(command.at, index, f"aborted: {command.reason}")
+    record = RequestRecord(command.at, index, f"{f'aborted {command.kind}'.rstrip()}: {command.reason}")
     requests = _with_request(state, command.request_id, record)
     return replace(state, index=index, change=None, requests=requests), Applied(index)
 

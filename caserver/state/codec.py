@@ -99,13 +99,16 @@ def _tuple_of(*shapes: _Shape[Any]) -> _Shape[Any]:
     return _Shape(lambda value: [shape.pack(each) for shape, each in zip(shapes, value, strict=True)], unpack)
 
 
-def _record(kind: Callable[..., T], /, **fields: _Shape[Any]) -> _Shape[T]:
-    """An object with exactly these members, which are the attributes of ``kind``."""
+def _record(kind: Callable[..., T], later: frozenset[str] = frozenset(), /, **fields: _Shape[Any]) -> _Shape[T]:
+    """An object with exactly these members, which are the attributes of ``kind``.
+
+    Those of ``later`` came after others were written: where one is missing it has the value that ``kind`` gives it.
+    """
 
     def unpack(value: Any) -> T:
-        if type(value) is not dict or value.keys() != fields.keys():
+        if type(value) is not dict or not value.keys() <= fields.keys() <= value.keys() | later:
             raise ValueError(f"object with {', '.join(fields)} expected")
-        return kind(**{name: shape.unpack(value[name]) for name, shape in fields.items()})
+        return kind(**{name: fields[name].unpack(found) for name, found in value.items()})
 
     return _Shape(lambda value: {name: shape.pack(getattr(value, name)) for name, shape in fields.items()}, unpack)
 
@@ -180,7 +183,16 @@ _ROOT = _record(
     modify_index=_INT,
 )
 _CONFIGURATION = _record(m.Configuration, stored=_STORED, create_index=_INT, modify_index=_INT)
-_CHANGE = _record(m.Change, request_id=_TEXT, begun_at=_INT, configuration=_STORED, epoch=_INT, begun_index=_INT)
+_CHANGE = _record(
+    m.Change,
+    frozenset({"force"}),
+    request_id=_TEXT,
+    begun_at=_INT,
+    configuration=_STORED,
+    epoch=_INT,
+    begun_index=_INT,
+    force=_FLAG,
+)
 _RETIRING = _record(m.Retiring, configuration=_STORED, root_id=_TEXT, not_before=_INT, epoch=_INT)
 _HISTORY = _record(
     m.HistoryEntry, index=_INT, at=_INT, kind=_TEXT, active_root_id=_optional(_TEXT), configuration=_STORED
@@ -195,7 +207,16 @@ _OPERATIONS: dict[str, tuple[type[Any], _Shape[Any]]] = {
     ),
     "begin_change": (
         c.BeginChange,
-        _record(c.BeginChange, request_id=_TEXT, at=_INT, expect_index=_INT, expect_epoch=_INT, configuration=_STORED),
+        _record(
+            c.BeginChange,
+            frozenset({"force"}),
+            request_id=_TEXT,
+            at=_INT,
+            expect_index=_INT,
+            expect_epoch=_INT,
+            configuration=_STORED,
+            force=_FLAG,
+        ),
     ),
     "activate_root": (
         c.ActivateRoot,
@@ -226,7 +247,10 @@ _OPERATIONS: dict[str, tuple[type[Any], _Shape[Any]]] = {
             signing_key_id=_TEXT,
         ),
     ),
-    "abort_change": (c.AbortChange, _record(c.AbortChange, request_id=_TEXT, at=_INT, reason=_TEXT)),
+    "abort_change": (
+        c.AbortChange,
+        _record(c.AbortChange, frozenset({"kind"}), request_id=_TEXT, at=_INT, reason=_TEXT, kind=_TEXT),
+    ),
     "provider_retired": (c.ProviderRetired, _record(c.ProviderRetired, at=_INT, root_id=_TEXT)),
     "prune_roots": (c.PruneRoots, _record(c.PruneRoots, at=_INT, expect_epoch=_INT, root_ids=_many(_TEXT))),
     "record_serials": (

@@ -32,6 +32,7 @@ class BeginChange:
     expect_index: Index
     expect_epoch: int
     configuration: StoredConfiguration
+    force: bool = False  # failing proofs are overridden, whoever finishes the change
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +93,12 @@ class SetIntermediate:
 
 @dataclass(frozen=True, slots=True)
 class AbortChange:
-    """Give up the change in progress; ``reason`` is what the caller is told."""
+    """Give up the change in progress; ``reason`` is what the caller is told, as an error of this ``kind``."""
 
     request_id: str
     at: int
     reason: str
+    kind: str = ""  # as in errors; empty: none of ours
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from caserver.raft.ports import Leadership
 from caserver.state.model import HOUR, REQUEST_IDS_KEPT, CARoot, CAState, Index, Retiring, RootID
 
 RENEW_WINDOW_MIN = 30.0  # seconds; Consul spreads renewals after a root change over this much
+RENEW_PAUSE_MIN = 5.0  # seconds from one renewal of a leaf to the next at least
 IDLE = float(HOUR)  # seconds; longest wait between two looks at the state
 _RENEW_FROM, _RENEW_UNTIL = 0.6, 0.9  # share of a leaf's life
 
@@ -102,9 +103,13 @@ def renew_window(state: CAState, now: int) -> float:
     return max(RENEW_WINDOW_MIN, live_services(state, now) / limit)
 
 
-def renew_at(not_before: int, not_after: int, jitter: float) -> float:
-    """Instant to renew a leaf: 60 % of its life for jitter 0, 90 % for jitter 1."""
-    return not_before + (not_after - not_before) * (_RENEW_FROM + (_RENEW_UNTIL - _RENEW_FROM) * jitter)
+def renew_at(not_before: int, not_after: int, jitter: float, *, now: float) -> float:
+    """Instant to renew a leaf received at ``now``: 60 % of its life for jitter 0, 90 % for jitter 1.
+
+    Leaves are backdated: most of a short life may be over when it begins. Some seconds always lie between two renewals.
+    """
+    wanted = not_before + (not_after - not_before) * (_RENEW_FROM + (_RENEW_UNTIL - _RENEW_FROM) * jitter)
+    return max(wanted, now + RENEW_PAUSE_MIN)
 
 
 def roots_index(state: CAState, leadership: Leadership) -> Index:  # noqa: ARG001 -- one signature for all selectors

@@ -136,6 +136,7 @@ class Change:
     configuration: StoredConfiguration
     epoch: int  # ca_epoch that the new root will have; names and paths at a provider derive from it
     begun_index: Index
+    force: bool = False  # failing proofs are overridden
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ class RequestRecord:
 
     at: int
     index: Index
-    result: str  # "activated" | "configured" | "renewed" | "aborted: <reason>"
+    result: str  # "activated" | "configured" | "renewed" | "aborted[ <kind>]: <reason>"
 
 
 @dataclass(frozen=True, slots=True)

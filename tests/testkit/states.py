@@ -163,11 +163,11 @@ def tuples(of: st.SearchStrategy[object], most: int = 3) -> st.SearchStrategy[tu
 
 commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Bootstrap, instants, st.sampled_from(["", CLUSTER_ID]), configurations, seals),
-    st.builds(BeginChange, request_ids, instants, indexes, epochs, configurations),
+    st.builds(BeginChange, request_ids, instants, indexes, epochs, configurations, st.booleans()),
     st.builds(ActivateRoot, request_ids, instants, epochs, new_roots, st.one_of(st.none(), instants)),
     st.builds(SetConfiguration, request_ids, instants, indexes, epochs, configurations),
     st.builds(SetIntermediate, request_ids, instants, epochs, root_ids, tuples(texts), texts),
-    st.builds(AbortChange, request_ids, instants, texts),
+    st.builds(AbortChange, request_ids, instants, texts, texts),
     st.builds(ProviderRetired, instants, root_ids),
     st.builds(PruneRoots, instants, epochs, tuples(root_ids)),
     st.builds(IssueLeaves, instants, root_ids, epochs, tuples(orders)),

@@ -7,7 +7,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from caserver.authority.plan import CROSS_SIGNED_MIN
-from caserver.errors import CommitFailed, CommitUnknown, Conflict, InvalidConfig, ProviderRefused, ProviderUnavailable
+from caserver.errors import (
+    CaserverError,
+    CommitFailed,
+    CommitUnknown,
+    Conflict,
+    InvalidConfig,
+    ProviderRefused,
+    ProviderUnavailable,
+)
 from caserver.internode.keyring import Sealed
 from caserver.pki.certificates import describe
 from caserver.requests import IssuedLeaf
@@ -19,8 +27,10 @@ from tests.testkit.nodes import (
     DAY,
     Node,
     bootstrap_configuration,
+    build_node,
     leading_node,
     operator_root,
+    running,
     split_chain,
     why_not,
 )
@@ -277,7 +287,7 @@ async def test_a_failure_while_preparing_gives_the_change_up() -> None:
         assert node.state.change is None
         assert active(node).id == old.id
         assert await node.sign("web")
-        with pytest.raises(ProviderRefused, match="asleep"):
+        with pytest.raises(ProviderUnavailable, match="asleep"):
             await node.configure({**operator_root("ec-256"), **UNLIMITED}, request_id="a1")
         assert (await node.configure({**operator_root("ec-256"), **UNLIMITED}, request_id="a2")).rotated
 
@@ -370,3 +380,60 @@ async def test_giving_up_without_a_quorum_is_not_reported_as_certain() -> None:
         node.log.release()
         with pytest.raises(CommitUnknown, match="asleep"):
             await call
+
+
+async def test_the_announcement_names_the_root_that_came_into_force() -> None:
+    async with leading_node() as node:
+        node.log.hold(ActivateRoot)
+        call = asyncio.ensure_future(node.configure({"PrivateKeyBits": 384, **UNLIMITED}, request_id="a1"))
+        await settle()
+        node.log.lose_next_reply()
+        other = build_node(node.log.elsewhere("n2"), clock=node.clock, seed=2)
+        async with running(other):
+            other.log.become_leader()  # finishes the change with a root of its own
+            await settle()
+            node.log.become_leader()
+            with capture_logs() as logs:
+                node.log.release()
+                changed = await call
+        assert changed.rotated
+        assert changed.index == node.state.roots_index
+        told = [entry for entry in logs if "CA rotated to new root" in entry["event"]]
+        assert [(entry["root_id"], entry["index"]) for entry in told] == [(active(node).id, node.state.roots_index)]
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_later_leader_knows_whether_failing_proofs_are_overridden(*, force: bool) -> None:
+    async with leading_node() as node:
+        node.control.useless_cross_signing = True
+        node.log.hold(ActivateRoot if force else AbortChange)
+        call = asyncio.ensure_future(
+            node.configure({**operator_root("ec-256"), **UNLIMITED}, request_id="a1", force=force)
+        )
+        await settle()
+        other = build_node(node.log.elsewhere("n2"), clock=node.clock, seed=2)
+        other.control.useless_cross_signing = True
+        async with running(other):
+            other.log.become_leader()
+            await settle()
+            node.log.release()
+            with pytest.raises(CommitUnknown):
+                await call
+            assert other.state.change is None
+            assert len(other.state.roots) == (2 if force else 1)
+            repeated = other.configure({**operator_root("ec-256"), **UNLIMITED}, request_id="a1", force=force)
+            if force:
+                assert (await repeated).rotated
+            else:
+                with pytest.raises(InvalidConfig, match="would not verify after it"):
+                    await repeated
+
+
+@pytest.mark.parametrize("kind", [InvalidConfig, ProviderRefused, ProviderUnavailable])
+async def test_the_repeat_of_a_change_that_was_given_up_is_told_the_same(kind: type[CaserverError]) -> None:
+    async with leading_node() as node:
+        node.control.failures["prepare"] = kind("no: not like this")
+        for _ in range(2):
+            with pytest.raises(CaserverError, match=r"^no: not like this$") as told:
+                await node.configure({**operator_root("ec-256"), **UNLIMITED}, request_id="a1")
+            assert type(told.value) is kind

@@ -85,6 +85,7 @@ class Signer:
         self.callers: list[Caller] = []
         self.ahead = 0  # how far the leader is ahead of this node
         self.root_id: str | None = None
+        self.backdated = 0  # seconds
 
     async def execute(self, caller: Caller, request: Request) -> Answer:
         assert isinstance(request, SignLeaves)
@@ -111,8 +112,8 @@ class Signer:
                     chain_pem=f"chain {len(self.callers)}",
                     service=parse_service_uri(uri).service,
                     service_uri=uri,
-                    not_before=now,
-                    not_after=now + LIFE,
+                    not_before=now - self.backdated,
+                    not_after=min(now + LIFE, state.roots[0].not_after),
                     root_id=root_id,
                     signing_key_id=f"ski of {root_id}" if self.root_id else state.roots[0].signing_key_id,
                     index=self._log.state.index + self.ahead,
@@ -570,3 +571,46 @@ async def test_ending_the_cache_ends_requests_under_way() -> None:
     outcome = await asyncio.gather(within(ManualClock(), 1, task), return_exceptions=True)
 
     assert isinstance(outcome[0], asyncio.CancelledError)
+
+
+def ending(rig: Rig, seconds: float) -> None:
+    """Let the active root end so many seconds from now; leaves are backdated a minute, as in life."""
+    rig.signer.backdated = 60
+    state = rig.log.state
+    end = int(rig.clock.now().timestamp() + seconds)
+    rig.log.set(replace(state, roots=(replace(state.roots[0], not_after=end),)))
+
+
+@pytest.mark.parametrize("left", [2, 5, 20, 40, 600])
+async def test_a_leaf_that_ends_with_its_root_is_not_renewed_before(left: int) -> None:
+    async with running() as rig:
+        ending(rig, left)
+        await rig.get()
+        await rig.clock.advance(0.0)
+        for _ in range(10):
+            await rig.clock.advance((left - 1.5) / 10)
+            assert (await rig.get()).hit
+
+        assert rig.signer.count == 1
+
+
+async def test_a_leaf_that_ends_with_its_root_moves_to_the_next_root() -> None:
+    async with running() as rig:
+        ending(rig, 600)
+        await rig.get()
+        await rig.clock.advance(300)
+        rig.log.rotate("r2")
+        await rig.clock.advance(31)
+
+        assert (await rig.get()).leaf.root_id == "r2"
+        assert rig.signer.count == 2
+
+
+async def test_a_leaf_that_is_old_when_it_comes_is_not_renewed_over_and_over() -> None:
+    async with running() as rig:
+        rig.signer.backdated = 30 * LIFE
+        await rig.get()
+        await rig.clock.advance(4.0)
+        assert rig.signer.count == 1
+        await rig.clock.advance(60.0)
+        assert rig.signer.count < 15

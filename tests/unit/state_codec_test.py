@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from caserver.errors import Corrupt
 from caserver.state import codec
 from caserver.state.codec import decode_command, decode_state, encode_command, encode_state
-from caserver.state.commands import Command, ExpireLeaves, IssueLeaves, LeafOrder
-from caserver.state.model import HOUR, CAState, RootID
+from caserver.state.commands import AbortChange, BeginChange, Command, ExpireLeaves, IssueLeaves, LeafOrder
+from caserver.state.model import HOUR, CAState, Index, RootID
 from tests.testkit import states
 from tests.testkit.states import NOW, ROOT_IDS, applied, initialized, issue, order, rotated
 
@@ -89,6 +89,22 @@ def test_damaged_commands_are_corrupt(data: bytes):
 def test_commands_of_a_later_build_name_what_they_need(data: bytes):
     with pytest.raises(Corrupt, match="run the caserver version that wrote it"):
         decode_command(data)
+
+
+@pytest.mark.parametrize(
+    ("command", "member"),
+    [
+        (BeginChange("r1", NOW, Index(3), 1, states.stored()), "force"),
+        (AbortChange("r1", NOW, "vault is sealed"), "kind"),
+    ],
+)
+def test_what_was_written_before_a_member_was_added_can_be_read(command: Command, member: str):
+    operation, version, body = json.loads(encode_command(command))
+    del body[member]
+    assert decode_command(json.dumps([operation, version, body]).encode()) == command
+    del body["request_id"]
+    with pytest.raises(Corrupt):
+        decode_command(json.dumps([operation, version, body]).encode())
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,13 @@ def test_renewals_spread_over_the_time_that_the_limit_takes():
 
 
 def test_leaves_renew_between_60_and_90_percent_of_their_life():
-    assert renew_at(1000, 2000, 0.0) == pytest.approx(1600)
-    assert renew_at(1000, 2000, 0.5) == pytest.approx(1750)
-    assert renew_at(1000, 2000, 1.0) == pytest.approx(1900)
+    assert renew_at(1000, 2000, 0.0, now=1060) == pytest.approx(1600)
+    assert renew_at(1000, 2000, 0.5, now=1060) == pytest.approx(1750)
+    assert renew_at(1000, 2000, 1.0, now=1060) == pytest.approx(1900)
+
+
+def test_a_leaf_that_is_short_lived_from_the_start_is_not_renewed_at_once():
+    assert renew_at(1000, 1080, 0.0, now=1060.5) == pytest.approx(1065.5)
 
 
 def test_selectors():
