@@ -1,4 +1,4 @@
-"""Measure a real three-node cluster on loopback. Run it as scripts/bench sign.
+"""Measure a real three-node cluster on loopback. Run it as scripts/bench sign, or scripts/bench commit for the log alone.
 
 The load generator shares the machine with the three nodes, so the figures are a lower bound. Any answer but 200 fails the
 run, and a sample of the certificates is verified, so that nothing but finished work is counted.
@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts import bench_commit
 from tests.testkit.cluster import Cluster, Node
 from tests.testkit.invariants import verifies
 
@@ -157,7 +158,11 @@ async def measure(cluster: Cluster, *, levels: Sequence[int], seconds: float) ->
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("what", choices=["sign"], help="sign: PUT /v1/connect/ca/sign, one CSR a request")
+    parser.add_argument(
+        "what",
+        choices=["sign", "commit"],
+        help="sign: PUT /v1/connect/ca/sign, one CSR a request; commit: the replicated log alone",
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement (default 5)")
     parser.add_argument("--concurrency", default="1,16,64", help="comma-separated levels (default 1,16,64)")
     return parser.parse_args(arguments)
@@ -166,6 +171,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main() -> int:
     """Start three nodes, lift the limit, measure."""
     options = parse(sys.argv[1:])
+    if options.what == "commit":
+        bench_commit.run(options.seconds)
+        return 0
     levels = [int(level) for level in options.concurrency.split(",")]
     with tempfile.TemporaryDirectory(prefix="caserver-bench-") as temporary:
         print(f"==> starting three nodes ({os.cpu_count()} cores, shared with the load generator)", flush=True)
