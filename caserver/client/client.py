@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ READ_TIMEOUT = 60.0
 ANSWER_MAX = 64 << 20  # bytes; no document of this API comes near
 _AGENT = "caserver"
 _HTTP_OK = 200
+_TOKEN = re.compile(r"[\x20-\x7e]*")
+_UNFIT = re.compile(r"[\x00-\x20\x7f]")  # in an address; urlsplit drops some of them in silence
 
 
 class ClientError(Exception):
@@ -84,19 +87,23 @@ class Client:
     """Speaks to one agent; every call opens its own connection, so an instance may be kept and shared."""
 
     def __init__(self, settings: ClientSettings) -> None:
+        """ClientError for an address that is none, or a token that no header can carry."""
         self._settings = settings
-        address = settings.address if "://" in settings.address else f"{_scheme(settings)}://{settings.address}"
-        parts = urlsplit(address)
-        try:
-            port = parts.port
-        except ValueError:
-            port = 0
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        if settings.token is not None and not _TOKEN.fullmatch(settings.token.reveal()):
             raise ClientError(
-                f'invalid address "{settings.address}"', "use host:port, http://host:port or https://host:port"
+                "the token holds characters that no header can carry",
+                "give one line of printable ASCII with -token, -token-file, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE",
             )
+        address = settings.address if "://" in settings.address else f"{_scheme(settings)}://{settings.address}"
+        try:
+            parts = urlsplit(address)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise _invalid(settings) from None
+        if parts.scheme not in ("http", "https") or not host or port == 0 or _UNFIT.search(address):
+            raise _invalid(settings)
         self._https = parts.scheme == "https"
-        self._host = parts.hostname
+        self._host = host
         self._port = port or (443 if self._https else 8500)
         shown_host = f"[{self._host}]" if ":" in self._host else self._host
         self._authority = f"{shown_host}:{self._port}"
@@ -147,6 +154,8 @@ class Client:
             answer = response.read(ANSWER_MAX)
         except (OSError, http.client.HTTPException) as exc:
             raise self._failed(method, target, exc) from exc
+        except ValueError:  # a name that no resolver takes; from None, because texts of http.client quote headers
+            raise _invalid(self._settings) from None
         finally:
             connection.close()
         if response.status != _HTTP_OK:
@@ -197,6 +206,13 @@ class _HTTPSConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         super().connect()
         self.sock = self._context.wrap_socket(self.sock, server_hostname=self._server_name)
+
+
+def _invalid(settings: ClientSettings) -> ClientError:
+    remedy = "use host:port, http://host:port or https://host:port"
+    if settings.tls_server_name:
+        remedy += "; check -tls-server-name, too"
+    return ClientError(f'invalid address "{settings.address}"', remedy)
 
 
 def _scheme(settings: ClientSettings) -> str:
