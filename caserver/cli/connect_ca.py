@@ -42,8 +42,18 @@ def _get_config(parsed: Parsed, environ: Mapping[str, str]) -> int:
         document = client(parsed, environ).configuration(**query(parsed)).json()
     except ClientError as exc:
         return failed("Error querying CA configuration", exc)
-    say(tabbed({key: document.get(key, default) for key, default in _CONFIGURATION.items()}))
+    say(tabbed(_shown(document)))
     return 0
+
+
+def _shown(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What Consul prints, and where it holds, the wish that writing the file back would otherwise take away."""
+    shown: dict[str, Any] = {}
+    for key, default in _CONFIGURATION.items():
+        if key == "CreateIndex" and document.get(_FORCE) is True:  # its place in the answer
+            shown[_FORCE] = True
+        shown[key] = document.get(key, default)
+    return shown
 
 
 def _set_config(parsed: Parsed, environ: Mapping[str, str]) -> int:

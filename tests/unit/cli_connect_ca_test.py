@@ -100,6 +100,22 @@ def test_what_get_config_wrote_goes_back_with_its_index(
     )
 
 
+def test_the_standing_wish_to_do_without_cross_signing_survives_get_and_set(
+    server: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answers(CONFIGURATION.replace('"ForceWithoutCrossSigning":false', '"ForceWithoutCrossSigning":true'))
+    run(server, "connect", "ca", "get-config")
+    printed = capsys.readouterr().out
+    path = tmp_path / "ca.json"
+    path.write_text(printed)
+
+    run(server, "connect", "ca", "set-config", f"-config-file={path}")
+
+    wish = '\t"ForceWithoutCrossSigning": true,\n'
+    assert printed == PRINTED.replace('\t"CreateIndex"', wish + '\t"CreateIndex"')
+    assert json.loads(server.asked[1].body)["ForceWithoutCrossSigning"] is True
+
+
 @pytest.mark.parametrize(
     ("file", "body"),
     [
