@@ -29,7 +29,6 @@ from caserver.authority.ports import Providers
 from caserver.config.agent_config import AgentConfig
 from caserver.environment import Clock, Entropy, SystemClock, SystemEntropy, ThreadWorkers
 from caserver.errors import CaserverError, Corrupt
-from caserver.fields import Secret
 from caserver.forwarding.channel import Channel
 from caserver.forwarding.leader import Leader
 from caserver.internode.identity import NodeIdentity
@@ -114,6 +113,8 @@ class _Agent:
         self._config = config
         self._clock = clock
         self._entropy = entropy
+        # Before anything starts: files that nobody can serve with must not let this node win an election first.
+        self._listeners, self._hosts = _listeners(config), _hosts(config)
         self._leaderless_since: float | None = float("-inf")
         self._key_ids: tuple[str, ...] = ()
         self._stopping = asyncio.Event()
@@ -273,9 +274,9 @@ class _Agent:
         config = self._config
         server = ApiServer(
             view,
-            _listeners(config),
+            self._listeners,
             connections_per_client=config.limits.http_max_conns_per_client,
-            hosts=_hosts(config),
+            hosts=self._hosts,
         )
         await server.start()
         stack.push_async_callback(server.close)
@@ -372,13 +373,5 @@ def _listeners(config: AgentConfig) -> list[Listener]:
     if config.ports.http is not None:
         listeners.append(Listener(config.client_addr, config.ports.http, exposed=config.http_exposed))
     if config.ports.https is not None and config.tls is not None:
-        files = config.tls
-        context = tls.server_context(
-            files.cert_file.read_text(),
-            Secret(files.key_file.read_text()),
-            ca_pems=() if files.ca_file is None else (files.ca_file.read_text(),),
-            require_client=files.verify_incoming,
-            minimum=tls.TLS12,
-        )
-        listeners.append(Listener(config.client_addr, config.ports.https, context))
+        listeners.append(Listener(config.client_addr, config.ports.https, tls.context_of_files(config.tls)))
     return listeners

@@ -94,6 +94,7 @@ def load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = ()
     """The configuration that flags, files (``extra`` after those of the flags) and environment give; InvalidConfig."""
     # These load the certificate library, which `version` has no use for.
     from caserver.config.agent_config import AgentConfig  # noqa: PLC0415
+    from caserver.pki.tls import context_of_files  # noqa: PLC0415
     from caserver.state.configuration import parse_bootstrap  # noqa: PLC0415
 
     values = {**_KEY_OF_FLAG, **_CONSUL_VALUES}
@@ -103,7 +104,12 @@ def load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = ()
     flags |= {key: parsed.switches[flag] for flag, key in switches.items() if flag in parsed.switches}
     paths = [*parsed.lists.get("config-file", ()), *extra]
     return AgentConfig.load(
-        paths, flags=flags, environ=environ, hostname=socket.gethostname(), judge_ca=parse_bootstrap
+        paths,
+        flags=flags,
+        environ=environ,
+        hostname=socket.gethostname(),
+        judge_ca=parse_bootstrap,
+        judge_tls=context_of_files,
     )
 
 

@@ -40,6 +40,7 @@ KEYS = Keys(
         "cert_file",
         "key_file",
         "verify_incoming",
+        "tls_min_version",
         "connect.enabled",
         "connect.ca_provider",
         "ports.http",
@@ -63,7 +64,12 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62})")
 _DATACENTER = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
 
+# Consul's spellings -> whether it is offered.
+_TLS_VERSIONS = {"tls10": False, "tls11": False, "tls12": True, "tls13": True}
+_TLS_MIN = "tls12"
+
 JudgeCA = Callable[[str | None, Mapping[str, object]], object]
+JudgeTLS = Callable[["TLSFiles"], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class TLSFiles:
     key_file: Path
     ca_file: Path | None  # accepts client certificates of these CAs
     verify_incoming: bool  # a client certificate is required
+    min_version: str = _TLS_MIN  # or tls13
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,18 +167,19 @@ class AgentConfig:
         environ: Mapping[str, str],
         hostname: str,
         judge_ca: JudgeCA | None = None,
+        judge_tls: JudgeTLS | None = None,
     ) -> AgentConfig:
         """Read ``paths`` (files, or directories of files) in order, ``environ`` over them, ``flags`` over both.
 
         ``flags`` maps dotted keys to values, and may hold ``dev`` and ``rejoin``, which only a flag can give.
         InvalidConfig carries every fault, one a line. ``judge_ca`` raises InvalidConfig for a CA configuration that
-        could not be bootstrapped.
+        could not be bootstrapped, ``judge_tls`` for files that no listener could serve with.
         """
         given = dict(flags)
         dev, rejoin = bool(given.pop("dev", False)), bool(given.pop("rejoin", False))
         settings = sources.gather(paths, flags=given, environ=environ, keys=KEYS)
         reading = _Reading(settings, dev=dev, rejoin=rejoin, hostname=hostname)
-        config = reading.config(judge_ca)
+        config = reading.config(judge_ca, judge_tls)
         faults = [*settings.faults, *map(settings.located, reading.faults)]
         if faults:
             raise InvalidConfig("\n".join(map(str, faults)))
@@ -190,7 +198,7 @@ class _Reading:
         self._warnings = settings.warnings
         self._ignored: list[str] = []
 
-    def config(self, judge_ca: JudgeCA | None) -> AgentConfig:
+    def config(self, judge_ca: JudgeCA | None, judge_tls: JudgeTLS | None) -> AgentConfig:
         """The whole configuration."""
         top = self._section("", settings := self._settings.values)
         joins = {key: settings[key] for key in JOIN_KEYS if key in settings}
@@ -199,7 +207,7 @@ class _Reading:
         self._check_joins(joins, peers, node_name)
         bind_addr = self._address(top, "bind_addr", peers[node_name].address if node_name in peers else "127.0.0.1")
         client_addr = self._address(top, "client_addr", "127.0.0.1")
-        tls = self._tls(top)
+        tls = self._tls(top, judge_tls)
         ports = self._ports(top.mapping("ports"), peers.get(node_name), has_tls=tls is not None)
         multiplier, hold_timeout = self._performance(top.mapping("performance"))
         config = AgentConfig(
@@ -378,7 +386,7 @@ class _Reading:
             )
         return tuple(map(Secret, texts))
 
-    def _tls(self, top: Fields) -> TLSFiles | None:
+    def _tls(self, top: Fields, judge_tls: JudgeTLS | None) -> TLSFiles | None:
         files = {key: self._file(top, key) for key in ("cert_file", "key_file", "ca_file")}
         verify = top.flag("verify_incoming")
         cert, key, ca = files.values()
@@ -387,9 +395,24 @@ class _Reading:
             top.fault(missing, "missing", "HTTPS needs cert_file and key_file")
         if verify and (cert is None or ca is None):
             top.fault("verify_incoming", "needs cert_file, key_file and ca_file", "set them, or leave it out")
+        min_version = self._tls_min_version(top)
         if cert is None or key is None:
             return None
-        return TLSFiles(cert, key, ca, verify)
+        found = TLSFiles(cert, key, ca, verify, min_version)
+        if judge_tls is not None and all(path is None or path.is_file() for path in files.values()):
+            try:
+                judge_tls(found)
+            except InvalidConfig as exc:
+                self.faults.extend(_named_faults(exc.detail))
+        return found
+
+    def _tls_min_version(self, top: Fields) -> str:
+        text = top.text("tls_min_version") or _TLS_MIN
+        if text not in _TLS_VERSIONS:
+            top.fault("tls_min_version", f'"{text}" is no version of TLS', "use tls12 or tls13")
+        elif not _TLS_VERSIONS[text]:
+            top.fault("tls_min_version", f"{text} is not offered: it is broken", "use tls12 or tls13")
+        return text if _TLS_VERSIONS.get(text) else _TLS_MIN
 
     def _file(self, top: Fields, key: str) -> Path | None:
         text = top.text(key)
@@ -467,6 +490,11 @@ class _Reading:
                 "connect.enabled: false, so this cluster has no CA; set connect { enabled = true } to have one"
             )
         return connect
+
+
+def _named_faults(detail: str) -> list[Fault]:
+    """The faults of a judge who names the key in front of each line."""
+    return [Fault(name, problem) for name, _, problem in (line.partition(": ") for line in detail.splitlines())]
 
 
 def _ca_fault(line: str) -> Fault:

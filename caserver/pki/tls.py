@@ -9,16 +9,119 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from caserver.fields import Secret
+from caserver.errors import InvalidConfig
+from caserver.fields import Fault, Secret, fault_text
 
 # For listeners that still take TLS 1.2: forward secrecy and authenticated encryption only.
 _TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 TLS13 = ssl.TLSVersion.TLSv1_3
 TLS12 = ssl.TLSVersion.TLSv1_2
+_SPELLED = {"tls12": TLS12, "tls13": TLS13}
+
+
+class ServerFiles(Protocol):
+    """Where the material of a listener lies, all PEM."""
+
+    @property
+    def cert_file(self) -> Path:
+        """Its certificate, and the chain behind it."""
+        ...
+
+    @property
+    def key_file(self) -> Path:
+        """The key of that certificate."""
+        ...
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The CAs whose client certificates are accepted."""
+        ...
+
+    @property
+    def verify_incoming(self) -> bool:
+        """Whether a client must present one."""
+        ...
+
+    @property
+    def min_version(self) -> str:
+        """``tls12`` or ``tls13``."""
+        ...
+
+
+def context_of_files(files: ServerFiles) -> ssl.SSLContext:
+    """A context for accepting connections; InvalidConfig with a line for every file that it cannot be made of."""
+    faults: list[Fault] = []
+    chain, key = _text_of("cert_file", files.cert_file, faults), _text_of("key_file", files.key_file, faults)
+    authorities = None if files.ca_file is None else _text_of("ca_file", files.ca_file, faults)
+    if not faults:
+        faults += _material_faults(files, chain, key, authorities)
+    if faults:
+        raise InvalidConfig(fault_text(faults))
+    try:
+        return server_context(
+            chain,
+            Secret(key),
+            ca_pems=() if authorities is None else (authorities,),
+            require_client=files.verify_incoming,
+            minimum=_SPELLED[files.min_version],
+        )
+    except (ssl.SSLError, ValueError) as exc:
+        reason = getattr(exc, "reason", None) or exc
+        raise InvalidConfig(f"cert_file: {files.cert_file} and {files.key_file} cannot be used: {reason}") from exc
+
+
+def _text_of(name: str, path: Path, faults: list[Fault]) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as exc:
+        faults.append(Fault(name, f"{path} cannot be read ({exc.strerror})", "check the path and its permissions"))
+    except UnicodeDecodeError:
+        faults.append(Fault(name, f"{path} is not PEM text", f"convert it with openssl: -inform DER -in {path}"))
+    return ""
+
+
+def _material_faults(files: ServerFiles, chain: str, key: str, authorities: str | None) -> list[Fault]:
+    faults = []
+    certified = _first_public_key(chain)
+    if certified is None:
+        problem = f"no certificate can be read from {files.cert_file}"
+        faults.append(Fault("cert_file", problem, "give the server's certificate in PEM, then its chain"))
+    try:
+        held = load_pem_private_key(key.encode(), password=None).public_key()
+    except TypeError:  # cryptography's word for "encrypted"
+        problem = f"the key in {files.key_file} is encrypted"
+        faults.append(Fault("key_file", problem, f"decrypt it with `openssl pkey -in {files.key_file} -out FILE`"))
+    except (ValueError, UnsupportedAlgorithm):
+        problem = f"no private key can be read from {files.key_file}"
+        faults.append(Fault("key_file", problem, "give the key of the certificate in PEM"))
+    else:
+        spki = held.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        if certified is not None and certified != spki:
+            problem = f"{files.key_file} does not hold the key of the first certificate in {files.cert_file}"
+            faults.append(
+                Fault("key_file", problem, "give two that belong together, the server's own certificate first")
+            )
+    if authorities is not None and _first_public_key(authorities) is None:
+        problem = f"no certificate can be read from {files.ca_file}"
+        faults.append(Fault("ca_file", problem, "give CA certificates in PEM"))
+    return faults
+
+
+def _first_public_key(pem: str) -> bytes | None:
+    """The key of the first of PEM certificates, as DER; None if one of them cannot be read, or there is none."""
+    try:
+        key = x509.load_pem_x509_certificates(pem.encode())[0].public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def server_context(

@@ -44,6 +44,18 @@ def test_validate_reports_every_fault_and_fails(tmp_path: Path, capsys: pytest.C
     assert "    data_dir: missing" in err
 
 
+def test_validate_refuses_tls_files_that_cannot_serve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, other = tmp_path / "n.hcl", tmp_path / "hostname"
+    other.write_text("host\n")
+    path.write_text(f'data_dir = "/d"\ncert_file = "{other}"\nkey_file = "{other}"\n')
+
+    assert main(["validate", str(path)], {}) == 1
+
+    err = capsys.readouterr().err
+    assert f"    {path}:2: cert_file: no certificate can be read from {other}; " in err
+    assert f"    {path}:3: key_file: no private key can be read from {other}; " in err
+
+
 def test_validate_needs_something_to_read(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate"], {}) == 1
     assert capsys.readouterr().err == "Must specify at least one config file or directory\n"

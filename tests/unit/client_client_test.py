@@ -109,7 +109,9 @@ def test_a_silent_server_ends_in_a_timeout_that_tells_to_read_first() -> None:
     assert "read before repeating" in caught.value.remedy
 
 
-@pytest.mark.parametrize("token", ["s3cr3t-token\nsecond line", "s3cr3t\r\nX-Other: 1", "s3cr3t-tökén→x", "s3cr3t\x00", "s3cr3t\x7f"])
+@pytest.mark.parametrize(
+    "token", ["s3cr3t-token\nsecond line", "s3cr3t\r\nX-Other: 1", "s3cr3t-tökén→x", "s3cr3t\x00", "s3cr3t\x7f"]
+)
 def test_a_token_that_no_header_can_carry_is_refused_without_its_value(server: Scripted, token: str) -> None:
     with pytest.raises(ClientError, match="the token holds characters") as caught:
         Client(ClientSettings(address=server.address, token=Secret(token)))
@@ -127,7 +129,8 @@ def test_a_name_that_cannot_be_looked_up_is_an_invalid_address(address: str) -> 
 
 
 @pytest.mark.parametrize(
-    "address", ["ftp://x", "127.0.0.1:port", "http://", "127.0.0.1:0", "", "http://[::1:85", "http://a b", "http://a\nb"]
+    "address",
+    ["ftp://x", "127.0.0.1:port", "http://", "127.0.0.1:0", "", "http://[::1:85", "http://a b", "http://a\nb"],
 )
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ClientError, match="invalid address"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caserver.config.agent_config import KEYS, AgentConfig, Limits, Peer, Ports
+from caserver.config.agent_config import KEYS, AgentConfig, Limits, Peer, Ports, TLSFiles
 from caserver.config.consul_keys import IGNORED
 from caserver.errors import InvalidConfig
 from caserver.fields import Secret
@@ -437,7 +437,50 @@ def test_tls_files_turn_https_on(tmp_path: Path) -> None:
 
     assert config.tls is not None
     assert config.tls.cert_file == tmp_path / "c.pem"
+    assert config.tls.min_version == "tls12"
     assert config.ports.https == 8501
+
+
+def test_the_floor_of_tls_is_set_in_consuls_spelling(tmp_path: Path) -> None:
+    for name in ("c.pem", "k.pem"):
+        (tmp_path / name).touch()
+    files = {"cert_file": str(tmp_path / "c.pem"), "key_file": str(tmp_path / "k.pem")}
+
+    config = load({**SINGLE, **files, "tls_min_version": "tls13"}, at=tmp_path)
+
+    assert config.tls is not None
+    assert config.tls.min_version == "tls13"
+    assert not [line for line in config.warnings if "tls_min_version" in line]
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"tls_min_version": "tls10"}, "tls_min_version: tls10 is not offered: it is broken; use tls12 or tls13"),
+        ({"tls_min_version": "tls11"}, "tls_min_version: tls11 is not offered: it is broken; use tls12 or tls13"),
+        ({"tls_min_version": "1.2"}, 'tls_min_version: "1.2" is no version of TLS; use tls12 or tls13'),
+        ({"tls_cipher_suites": "TLS_RSA_WITH_AES_128_CBC_SHA"}, "tls_cipher_suites: not supported; TLS 1.2 is spoken"),
+    ],
+)
+def test_a_hardening_of_tls_that_would_not_happen_is_refused(
+    tmp_path: Path, given: Mapping[str, object], fault: str
+) -> None:
+    found = faults({**SINGLE, **given}, at=tmp_path)
+
+    assert len(found) == 1
+    assert found[0].startswith(f"0.json: {fault}")
+
+
+def test_files_that_no_listener_can_serve_with_are_faults(tmp_path: Path) -> None:
+    def judge(files: TLSFiles) -> None:
+        raise InvalidConfig(f"key_file: {files.key_file} is wrong; mend it\nca_file: too")
+
+    path = tmp_path / "n.json"
+    path.write_text(json.dumps({**SINGLE, "cert_file": str(path), "key_file": str(path)}))
+    with pytest.raises(InvalidConfig) as caught:
+        AgentConfig.load([str(path)], flags={}, environ={}, hostname="h", judge_tls=judge)
+
+    assert caught.value.detail == f"{path}: key_file: {path} is wrong; mend it\nca_file: too"
 
 
 @pytest.mark.parametrize("key", KEYS.scalars)

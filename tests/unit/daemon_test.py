@@ -1,9 +1,13 @@
 import gc
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from caserver import daemon
+from caserver.config.agent_config import AgentConfig
 from caserver.daemon import COLLECTOR_THRESHOLDS, calm_collector
 
 
@@ -37,3 +41,16 @@ def test_new_cycles_are_still_collected(collector: None) -> None:
     del cycle
 
     assert gc.collect() >= 1
+
+
+def test_files_that_nobody_can_serve_with_stop_the_agent_before_its_log_begins(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, data = tmp_path / "n.json", tmp_path / "data"
+    path.write_text(json.dumps({"data_dir": str(data), "cert_file": str(path), "key_file": str(path)}))
+    config = AgentConfig.load([str(path)], flags={}, environ={}, hostname="n1")
+
+    assert daemon.run(config) == daemon.EXIT_FAILED
+
+    assert not data.exists()
+    assert f"cert_file: no certificate can be read from {path}" in "".join(capfd.readouterr())

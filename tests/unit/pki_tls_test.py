@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,9 +12,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
+from caserver.errors import InvalidConfig
 from caserver.fields import Secret
 from caserver.pki import keys
-from caserver.pki.tls import TLS12, TLS13, client_context, dns_names, peer_uri, peer_uris, server_context
+from caserver.pki.tls import (
+    TLS12,
+    TLS13,
+    client_context,
+    context_of_files,
+    dns_names,
+    peer_uri,
+    peer_uris,
+    server_context,
+)
 from tests.testkit import mesh
 from tests.testkit.keys import private_key
 
@@ -21,6 +32,10 @@ _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
 ROOT, OTHER_ROOT = mesh.root("ec-256"), mesh.root("rsa-2048")
 LEAF = mesh.leaf(ROOT, "ec-256")
 KEY = keys.pkcs8_pem(private_key(mesh.LEAF_KEY))
+ENCRYPTED = private_key(mesh.LEAF_KEY).private_bytes(
+    Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+)
+OTHER_KEY = keys.pkcs8_pem(private_key("ec-384")).reveal().encode()
 WEB = f"spiffe://{mesh.TRUST_DOMAIN}/ns/default/dc/dc1/svc/web"
 
 
@@ -110,6 +125,64 @@ def test_tls_12_is_taken_only_where_it_was_allowed_and_with_forward_secrecy():
     assert str(ours.cipher()).startswith("('ECDHE-ECDSA-")
     with pytest.raises(ssl.SSLError):
         connected(server_context(LEAF, KEY, require_client=False, minimum=TLS13), old_client)
+
+
+@dataclass
+class Files:
+    cert_file: Path
+    key_file: Path
+    ca_file: Path | None = None
+    verify_incoming: bool = False
+    min_version: str = "tls12"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    for name, text in (("c.pem", LEAF), ("k.pem", KEY.reveal()), ("ca.pem", ROOT)):
+        (tmp_path / name).write_text(text)
+    return Files(tmp_path / "c.pem", tmp_path / "k.pem")
+
+
+@pytest.mark.parametrize(("spelled", "minimum"), [("tls12", TLS12), ("tls13", TLS13)])
+def test_a_listener_is_made_of_files_with_the_floor_they_are_given(
+    files: Files, spelled: str, minimum: ssl.TLSVersion
+) -> None:
+    files.min_version = spelled
+
+    assert context_of_files(files).minimum_version == minimum
+
+
+def test_a_listener_asks_for_the_client_certificates_that_its_files_want(files: Files, tmp_path: Path) -> None:
+    files.ca_file, files.verify_incoming = tmp_path / "ca.pem", True
+
+    assert context_of_files(files).verify_mode == ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "fault"),
+    [
+        ("c.pem", b"host\n", "cert_file: no certificate can be read from {path}; give the server's certificate"),
+        ("c.pem", b"\xff\x30", "cert_file: {path} is not PEM text; convert it"),
+        ("k.pem", b"host\n", "key_file: no private key can be read from {path}; give the key"),
+        ("k.pem", ENCRYPTED, "key_file: the key in {path} is encrypted; decrypt it"),
+        ("k.pem", OTHER_KEY, "key_file: {path} does not hold the key of the first certificate in "),
+        ("k.pem", None, "key_file: {path} cannot be read (No such file or directory)"),
+        ("ca.pem", b"host\n", "ca_file: no certificate can be read from {path}"),
+    ],
+)
+def test_files_that_cannot_serve_are_named(
+    files: Files, tmp_path: Path, file: str, content: bytes | None, fault: str
+) -> None:
+    path = tmp_path / file
+    files.ca_file = tmp_path / "ca.pem"
+    path.unlink() if content is None else path.write_bytes(content)
+
+    with pytest.raises(InvalidConfig) as caught:
+        context_of_files(files)
+
+    assert caught.value.detail.startswith(fault.format(path=path))
+    assert "\n" not in caught.value.detail
+    assert "PRIVATE KEY" not in caught.value.detail
 
 
 def test_nothing_below_tls_12_can_be_asked_for():
