@@ -2,9 +2,11 @@ import gc
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 
 import pytest
+import structlog
 
 from caserver import daemon
 from caserver.config.agent_config import AgentConfig
@@ -43,8 +45,18 @@ def test_new_cycles_are_still_collected(collector: None) -> None:
     assert gc.collect() >= 1
 
 
+@pytest.fixture
+def logging() -> Iterator[None]:
+    """Logging as it was before."""
+    root = getLogger()
+    before = (root.handlers[:], root.level)
+    yield
+    structlog.reset_defaults()
+    root.handlers, root.level = before
+
+
 def test_files_that_nobody_can_serve_with_stop_the_agent_before_its_log_begins(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, logging: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path, data = tmp_path / "n.json", tmp_path / "data"
     path.write_text(json.dumps({"data_dir": str(data), "cert_file": str(path), "key_file": str(path)}))
