@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from caserver.cli.flags import Command, Flag, Parsed, Takes
 from caserver.cli.output import complain, say
 from caserver.errors import InvalidConfig
+from caserver.fields import fault_text, fold
 
 if TYPE_CHECKING:
     from caserver.config.agent_config import AgentConfig
@@ -90,12 +93,14 @@ _AGENT_FLAGS = (
 )
 
 
-def load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = ()) -> AgentConfig:
-    """The configuration that flags, files (``extra`` after those of the flags) and environment give; InvalidConfig."""
+def load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = (), *, new: bool = False) -> AgentConfig:
+    """The configuration that flags, files (``extra`` after those of the flags) and environment give; InvalidConfig.
+
+    ``new`` judges it as that of a cluster that is yet to be founded.
+    """
     # These load the certificate library, which `version` has no use for.
     from caserver.config.agent_config import AgentConfig  # noqa: PLC0415
     from caserver.pki.tls import context_of_files  # noqa: PLC0415
-    from caserver.state.configuration import parse_bootstrap  # noqa: PLC0415
 
     values = {**_KEY_OF_FLAG, **_CONSUL_VALUES}
     switches = {**_CONSUL_SWITCHES, "log-json": "log_json", "dev": "dev", "rejoin": "rejoin"}
@@ -108,9 +113,24 @@ def load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = ()
         flags=flags,
         environ=environ,
         hostname=socket.gethostname(),
-        judge_ca=parse_bootstrap,
+        judge_ca=partial(_judge_ca, new=new),
         judge_tls=context_of_files,
     )
+
+
+def _judge_ca(provider: str | None, ca_config: Mapping[str, object], *, new: bool) -> None:
+    """InvalidConfig with everything that keeps ``ca_config`` from founding a cluster."""
+    from caserver.environment import SystemClock, SystemEntropy  # noqa: PLC0415 - see ``load``
+    from caserver.pki.spiffe import cluster_id_from  # noqa: PLC0415
+    from caserver.providers.builtin import seed_faults  # noqa: PLC0415
+    from caserver.state.configuration import parse_bootstrap  # noqa: PLC0415
+
+    spare_id = cluster_id_from(SystemEntropy().bytes(16))
+    found = seed_faults(parse_bootstrap(provider, ca_config), now=SystemClock().now(), spare_id=spare_id, validity=new)
+    if found:
+        spelled = {fold(key): key for key in ca_config}
+        named = [replace(each, field=f"ca_config.{spelled.get(fold(each.field), each.field)}") for each in found]
+        raise InvalidConfig(fault_text(named))
 
 
 def _agent(parsed: Parsed, environ: Mapping[str, str]) -> int:
@@ -130,7 +150,7 @@ def _validate(parsed: Parsed, environ: Mapping[str, str]) -> int:
         complain("Must specify at least one config file or directory")
         return 1
     try:
-        config = load(parsed, environ, tuple(parsed.arguments))
+        config = load(parsed, environ, tuple(parsed.arguments), new=True)
     except InvalidConfig as exc:
         complain(faults("Config validation failed:", exc))
         return 1

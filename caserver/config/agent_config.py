@@ -484,7 +484,7 @@ class _Reading:
             try:
                 judge_ca(connect.ca_provider, connect.ca_config)
             except InvalidConfig as exc:
-                self.faults.extend(_ca_fault(line) for line in exc.detail.splitlines() if line.strip())
+                self.faults.extend(_ca_faults(exc.detail))
         if not connect.enabled:
             self._warnings.append(
                 "connect.enabled: false, so this cluster has no CA; set connect { enabled = true } to have one"
@@ -497,12 +497,20 @@ def _named_faults(detail: str) -> list[Fault]:
     return [Fault(name, problem) for name, _, problem in (line.partition(": ") for line in detail.splitlines())]
 
 
-def _ca_fault(line: str) -> Fault:
-    """One line of what the judge said: ``ca_config.LeafCertTTL: ...``, or Consul's sentence about it."""
-    name, _, problem = line.partition(": ")
-    if problem and name.split(".")[0] in ("ca_config", "ca_provider"):
-        return Fault(f"connect.{name}", problem)
-    return Fault("connect.ca_config", line)
+def _ca_faults(detail: str) -> list[Fault]:
+    """What the judge said: Consul's sentences, then ``ca_config.LeafCertTTL: ...``, some with more lines to a remedy."""
+    faults: list[Fault] = []
+    named = False
+    for line in filter(str.strip, detail.splitlines()):
+        name, _, problem = line.partition(": ")
+        if problem and name.split(".")[0] in ("ca_config", "ca_provider"):
+            faults.append(Fault(f"connect.{name}", problem))
+            named = True
+        elif named:
+            faults[-1] = replace(faults[-1], problem=f"{faults[-1].problem}\n{line}")
+        else:
+            faults.append(Fault("connect.ca_config", line))
+    return faults
 
 
 def _is_host(text: str) -> bool:

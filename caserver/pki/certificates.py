@@ -331,12 +331,13 @@ def operator_root_commands(trust_domain: str, now: datetime) -> str:
 
 
 def operator_root_faults(
-    pem: str, key: PrivateKey | None, *, trust_domain: str, now: datetime, leaf_ttl: int
+    pem: str, key: PrivateKey | None, *, trust_domain: str, now: datetime, leaf_ttl: int | None
 ) -> list[Fault]:
     """Everything that keeps an operator's root from signing leaves that every verifier of the mesh accepts.
 
-    ``key`` None compares no key (it lives elsewhere); ``leaf_ttl`` is in seconds. An empty list accepts. The remedy of
-    the last fault ends in commands that make a root without any of them. Sources: RFC 5280 4.2.1, SPIFFE X509-SVID 4.
+    ``key`` None compares no key (it lives elsewhere); ``leaf_ttl`` is in seconds, None judges no validity at ``now``. An
+    empty list accepts. The remedy of the last fault ends in commands that make a root without any of them. Sources:
+    RFC 5280 4.2.1, SPIFFE X509-SVID 4.
     """
     faults = _root_faults(pem, key, trust_domain=trust_domain, now=now, leaf_ttl=leaf_ttl)
     if not faults:
@@ -351,7 +352,9 @@ def operator_root_faults(
     return [*faults[:-1], replace(last, remedy=remedy)]
 
 
-def _root_faults(pem: str, key: PrivateKey | None, *, trust_domain: str, now: datetime, leaf_ttl: int) -> list[Fault]:
+def _root_faults(
+    pem: str, key: PrivateKey | None, *, trust_domain: str, now: datetime, leaf_ttl: int | None
+) -> list[Fault]:
     try:
         certificate = load_certificate(pem)
     except InvalidConfig as refused:
@@ -363,7 +366,7 @@ def _root_faults(pem: str, key: PrivateKey | None, *, trust_domain: str, now: da
         *_authority_faults(certificate),
         *_identifier_faults(certificate),
         *_name_faults(certificate, signing_uri(trust_domain)),
-        *_validity_faults(certificate, now, leaf_ttl),
+        *([] if leaf_ttl is None else _validity_faults(certificate, now, leaf_ttl)),
     ]
 
 

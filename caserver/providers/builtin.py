@@ -30,6 +30,7 @@ from caserver.pki.certificates import (
 )
 from caserver.pki.keys import key_info, load_private_key, pkcs8_pem
 from caserver.pki.leaf_der import Issuer
+from caserver.pki.spiffe import cluster_id_of_root
 from caserver.state.configuration import CAConfiguration
 from caserver.state.model import CARoot, RootID
 
@@ -55,6 +56,31 @@ def builtin_factory(clock: Clock, entropy: Entropy, workers: Workers) -> Provide
         )
 
     return build
+
+
+def seed_faults(configuration: CAConfiguration, *, now: datetime, spare_id: str, validity: bool) -> list[Fault]:
+    """Everything that keeps a first configuration from founding a cluster, as far as its text alone tells.
+
+    ``spare_id`` is a new cluster id to propose where neither the configuration nor its root names one. A cluster that
+    was founded long ago still has the root that seeded it in its files, so only ``validity`` judges the root's life.
+    """
+    try:
+        key = None if configuration.private_key is None else load_private_key(configuration.private_key)
+    except InvalidConfig as exc:
+        return [Fault("PrivateKey", exc.detail)]
+    if configuration.root_cert is None:
+        return []
+    cluster_id, faults = configuration.cluster_id or cluster_id_of_root(configuration.root_cert), []
+    if cluster_id is None:
+        remedy = f'set ClusterID = "{spare_id}" (or another UUID), and make a root that carries it'
+        faults.append(Fault("RootCert", "names no cluster, and there is no ClusterID beside it", remedy))
+    return faults + operator_root_faults(
+        configuration.root_cert,
+        key,
+        trust_domain=f"{cluster_id or spare_id}.consul",
+        now=now,
+        leaf_ttl=configuration.effective.leaf_ttl if validity else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

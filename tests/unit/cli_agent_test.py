@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from caserver.cli import main
+from caserver.cli.agent import load
+from caserver.cli.flags import Parsed
+from caserver.errors import InvalidConfig
 from caserver.internode.keyring import decode_secret
+from tests.testkit.keys import key_pem
+from tests.testkit.nodes import TRUST_DOMAIN, operator_root
 
 
 def test_keygen_prints_a_new_cluster_secret_each_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,6 +62,70 @@ def test_validate_refuses_tls_files_that_cannot_serve(tmp_path: Path, capsys: py
     err = capsys.readouterr().err
     assert f"    {path}:2: cert_file: no certificate can be read from {other}; " in err
     assert f"    {path}:3: key_file: no private key can be read from {other}; " in err
+
+
+CLUSTER_ID = TRUST_DOMAIN.removesuffix(".consul")
+SOUND = operator_root("ec-256", start=datetime(2020, 1, 1, tzinfo=UTC), days=20_000)
+EXPIRED = operator_root("ec-256", start=datetime(2010, 1, 1, tzinfo=UTC), days=10)
+FOREIGN = operator_root("ec-256", trust_domain="example.com", start=datetime(2020, 1, 1, tzinfo=UTC), days=20_000)
+
+
+def seeded(directory: Path, ca_config: Mapping[str, object]) -> str:
+    path = directory / "n.json"
+    path.write_text(json.dumps({"data_dir": "/d", "connect": {"enabled": True, "ca_config": ca_config}}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("ca_config", "fault"),
+    [
+        (
+            {"private_key": "-----BEGIN EC PRIVATE KEY-----\nSECRETKEY\n-----END EC PRIVATE KEY-----\n"},
+            "private_key: error parsing private key: ",
+        ),
+        (
+            {"PrivateKey": key_pem("ec-384"), "root_cert": SOUND["RootCert"]},
+            "PrivateKey: does not belong to RootCert; ",
+        ),
+        ({**SOUND, "RootCert": "x"}, "RootCert: no certificate can be read from it; "),
+        ({**SOUND, "ClusterID": "11111111-2222-4333-8444-555555555555"}, "RootCert: its URI names are "),
+        (EXPIRED, "RootCert: expired at 2010-01-11T00:00:00Z; "),
+    ],
+)
+def test_validate_refuses_a_ca_that_could_not_be_founded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ca_config: Mapping[str, object], fault: str
+) -> None:
+    assert main(["validate", seeded(tmp_path, ca_config)], {}) == 1
+
+    err = capsys.readouterr().err
+    assert f"n.json: connect.ca_config.{fault}" in err
+    assert "SECRETKEY" not in err
+
+
+def test_validate_accepts_an_operators_root_and_its_key(tmp_path: Path) -> None:
+    assert main(["validate", seeded(tmp_path, SOUND)], {}) == 0
+    assert main(["validate", seeded(tmp_path, {**SOUND, "ClusterID": CLUSTER_ID})], {}) == 0
+    assert main(["validate", seeded(tmp_path, {"private_key": key_pem("rsa-2048")})], {}) == 0
+
+
+def test_the_root_that_seeded_a_cluster_long_ago_does_not_keep_its_nodes_from_starting(tmp_path: Path) -> None:
+    parsed = Parsed(lists={"config-file": [seeded(tmp_path, EXPIRED)]})
+
+    assert load(parsed, {}).connect.enabled
+    with pytest.raises(InvalidConfig, match="expired"):
+        load(parsed, {}, new=True)
+
+
+def test_a_root_without_a_cluster_is_told_the_id_and_the_commands_that_make_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["validate", seeded(tmp_path, FOREIGN)], {})
+
+    err = capsys.readouterr().err
+    proposed = re.search(r'RootCert: names no cluster, and there is no ClusterID .*; set ClusterID = "([^"]+)"', err)
+    assert proposed
+    assert "    openssl req -x509 " in err
+    assert f"subjectAltName=URI:spiffe://{proposed[1]}.consul" in err
 
 
 def test_validate_needs_something_to_read(capsys: pytest.CaptureFixture[str]) -> None:
