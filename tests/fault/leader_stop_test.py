@@ -4,47 +4,58 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 
 from tests.testkit.cluster import Cluster, Node, run_cli, wait_for
 from tests.testkit.invariants import Witness, check_invariants
 
-CLIENTS_PER_NODE = 2
 ROUNDS = 3
 PAUSE_MAX = 3.0  # seconds; elections on the test clusters take about one, and the machine is shared
 
 
 @dataclass(slots=True)
 class Clients:
-    """Threads that fetch new leaves through one node each, without a break; what they were told and how long it took."""
+    """Threads that each use one node without a break, for new leaves or changes; what they were told, how long it took."""
 
     witness: Witness
     away: set[str] = field(default_factory=set)  # nodes that are being stopped: their clients are not counted
     complaints: list[str] = field(default_factory=list)
     slowest: float = 0.0
     fetched: int = 0
+    changed: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, node: Node, number: int) -> None:
+    def run(self, node: Node, act: Callable[[Node, int], None]) -> None:
         call = 0
         while not self.ended.is_set():
             call += 1
             counted = node.name not in self.away
             started = time.monotonic()
             try:
-                leaf = node.get(f"/v1/agent/connect/ca/leaf/{node.name}-{number}-{call}").json()
+                act(node, call)
             except (OSError, AssertionError) as exc:
                 if counted and node.name not in self.away:
                     self.complaints.append(f"through {node.name}: {exc!r}")
                 self.ended.wait(0.1)
                 continue
-            self.witness.saw_leaf(leaf)
-            self.fetched += 1
             if counted:
                 self.slowest = max(self.slowest, time.monotonic() - started)
+
+    def fetch(self, node: Node, call: int) -> None:
+        name = f"{node.name}-{threading.get_ident()}-{call}"
+        self.witness.saw_leaf(node.get(f"/v1/agent/connect/ca/leaf/{name}").json())
+        self.fetched += 1
+
+    def change(self, node: Node, call: int) -> None:
+        config = {"CSRMaxPerSecond": 0, "LeafCertTTL": f"{24 + call % 40}h"}
+        reply = node.put("/v1/connect/ca/configuration", {"Provider": "consul", "Config": config})
+        assert reply.status == HTTPStatus.OK, reply.text
+        self.changed += 1
+        self.ended.wait(0.05)
 
     def more(self, count: int) -> None:
         goal = self.fetched + count
@@ -57,9 +68,9 @@ def asking(cluster: Cluster) -> Iterator[Clients]:
     assert cluster.nodes[0].put("/v1/connect/ca/configuration", unlimited).status == 200
     clients = Clients(Witness())
     threads = [
-        threading.Thread(target=clients.run, args=(node, number))
+        threading.Thread(target=clients.run, args=(node, act))
         for node in cluster
-        for number in range(CLIENTS_PER_NODE)
+        for act in (clients.fetch, clients.fetch, clients.change)
     ]
     for thread in threads:
         thread.start()
@@ -89,6 +100,7 @@ def test_a_stopped_leader_is_not_missed(tmp_path: Path) -> None:
 
         assert clients.complaints == []
         assert clients.slowest < PAUSE_MAX
+        assert clients.changed > ROUNDS
         check_invariants(cluster, clients.witness)
 
 
