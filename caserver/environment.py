@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -124,6 +125,14 @@ class InlineWorkers:
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Call ``function(*args)`` here and now."""
         return function(*args)
+
+
+def release() -> str:
+    """The version of caserver that runs; ``unknown`` in a source tree that was never installed."""
+    try:
+        return version("caserver")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 async def within(clock: Clock, seconds: float, awaitable: Awaitable[T]) -> T:

@@ -125,6 +125,7 @@ class ServerStatus:
     last_index: int  # highest entry known durable there
     last_term: int
     stable_since: int  # instant at which it became what it is
+    release: str = ""  # of caserver; empty while it is not linked
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +289,8 @@ def _decode_server(document: object) -> ServerStatus:
     flags = {name: _one(document, name, bool) for name in ("leader", "voter", "healthy", "connected")}
     numbers = {name: _one(document, name, int) for name in ("last_index", "last_term", "stable_since")}
     contact = float(_one(document, "last_contact", float | int))
-    return ServerStatus(name=_one(document, "name", str), last_contact=contact, **flags, **numbers)
+    texts = {name: _one(document, name, str) for name in ("name", "release")}
+    return ServerStatus(last_contact=contact, **texts, **flags, **numbers)
 
 
 _LEAF_TEXTS = ("chain_pem", "service", "service_uri", "root_id", "signing_key_id")

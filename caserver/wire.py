@@ -151,8 +151,8 @@ def encode_raft_configuration(found: ServersRead, addresses: Mapping[str, str]) 
     }
 
 
-def encode_health(found: ServersRead, addresses: Mapping[str, str], versions: Mapping[str, str]) -> Document:
-    """Body of the autopilot health; a server whose version is not known has an empty one."""
+def encode_health(found: ServersRead, addresses: Mapping[str, str]) -> Document:
+    """Body of the autopilot health; the version of a server that cannot be asked is empty."""
     return {
         "Healthy": found.healthy,
         "FailureTolerance": found.failure_tolerance,
@@ -162,7 +162,7 @@ def encode_health(found: ServersRead, addresses: Mapping[str, str], versions: Ma
                 "Name": each.name,
                 "Address": addresses.get(each.name, ""),
                 "SerfStatus": "alive" if each.connected else "failed",
-                "Version": versions.get(each.name, ""),
+                "Version": each.release,
                 "Leader": each.leader,
                 "LastContact": _contact(each.last_contact),
                 "LastTerm": each.last_term,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from caserver import wire
 from caserver.api import status
 from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state, known_leader
@@ -80,9 +78,8 @@ async def transfer_leader(node: NodeView, call: Call) -> Reply:
 async def get_autopilot_health(node: NodeView, call: Call) -> Reply:
     """How the servers are, as the leader sees them; 429 if one is not well."""
     check_datacenter(node, call.options)
-    known = {node.node_name: version("caserver")}  # nodes do not tell each other theirs
     found = await _servers(node, call)
-    document = wire.encode_health(found, _addresses(node), known)
+    document = wire.encode_health(found, _addresses(node))
     return _json(node, call, document, status.OK if found.healthy else status.UNHEALTHY)
 
 

@@ -132,6 +132,7 @@ def servers(status: RaftStatus, *, now: float) -> ServersRead:
         last_index=status.last_index,
         last_term=status.last_term,
         stable_since=int(now - status.running_for),
+        release=status.release,
     )
     found = [own, *(_server(status, name, peer, now) for name, peer in status.peers.items())]
     return ServersRead(tuple(sorted(found, key=lambda each: each.name)))
@@ -150,4 +151,5 @@ def _server(status: RaftStatus, name: str, peer: PeerStatus, now: float) -> Serv
         last_index=peer.last_index,
         last_term=peer.last_term,
         stable_since=int(now - peer.steady_for),
+        release=peer.release,
     )

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 
+from caserver.environment import release
 from caserver.errors import Corrupt
 
 PROTOCOL = 1  # of the messages between nodes; raised when an older node could misread them
@@ -33,6 +34,7 @@ class Hello:
     generation: str | None  # None: a learner that lost its data and has not met its cluster yet
     cluster_id: str | None  # None until the first Bootstrap is applied
     kinds: tuple[str, ...] = ()  # the later kinds of messages that it reads
+    release: str | None = None  # of caserver; for operators to read
 
     def encode(self) -> bytes:
         """A JSON object; readers ignore fields that they do not know, so that later versions can add some."""
@@ -55,6 +57,7 @@ class Hello:
             generation=_text_or_none(given.get("generation")),
             cluster_id=_text_or_none(given.get("cluster_id")),
             kinds=_texts(given.get("kinds", [])),
+            release=_text_or_none(given.get("release")),
         )
 
 
@@ -109,6 +112,7 @@ class Membership:
         self._generation = generation
         self._cluster_id = cluster_id
         self._learned = learned
+        self._release = release()
 
     @property
     def generation(self) -> str | None:
@@ -139,6 +143,7 @@ class Membership:
             generation=self._generation,
             cluster_id=self._cluster_id,
             kinds=LATER_KINDS,
+            release=self._release,
         )
 
     def check(self, hello: Hello) -> str | None:

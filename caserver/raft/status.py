@@ -28,6 +28,7 @@ class PeerStatus:
     steady_for: float  # seconds that it has been what it is, on the same link
     last_index: int  # highest entry known durable there; known on the leader only, 0 elsewhere
     last_term: int  # of that entry; 0 if it is compacted away here
+    release: str = ""  # of caserver; empty while it is not linked
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class RaftStatus:
     contact_max: float  # seconds of silence after which a peer counts as unhealthy
     peers: Mapping[str, PeerStatus] = field(default_factory=dict)
     running_for: float = 0.0  # seconds
+    release: str = ""  # of caserver, here
     campaigns: int = 0
     wins: int = 0
     leader_changes: int = 0

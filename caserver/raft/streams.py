@@ -159,6 +159,11 @@ class Streams:
         link = self._outbound.get(peer)
         return 0 if link is None else link.writer.transport.get_write_buffer_size()
 
+    @property
+    def releases(self) -> Mapping[str, str]:
+        """Which release of caserver each linked peer runs, as far as it says."""
+        return {peer: link.hello.release for peer, link in self._outbound.items() if link.hello.release}
+
     def recheck(self) -> None:
         """Drop links whose other end no longer belongs here; to be called after ``Membership.adopt``."""
         for link in [*self._outbound.values(), *self._inbound.values()]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from caserver.environment import Clock, Entropy, InlineWorkers, ThreadWorkers
+from caserver.environment import Clock, Entropy, InlineWorkers, ThreadWorkers, release
 from caserver.errors import NotLeader, Unavailable
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import Keyring
@@ -210,8 +210,13 @@ class RaftThread(Generic[Command, State, Result]):
             raise Unavailable("the Raft thread did not answer in time") from exc
 
     async def _status(self, log: ReplicatedLog[Command, State, Result], *, restart: bool) -> RaftStatus:
-        links = {} if self._streams is None else dict(self._streams.counts)
-        return replace(log.status(restart=restart), links=links)
+        status = replace(log.status(restart=restart), release=release())
+        streams = self._streams
+        if streams is None:
+            return status
+        told = streams.releases
+        peers = {name: replace(peer, release=told.get(name, "")) for name, peer in status.peers.items()}
+        return replace(status, peers=peers, links=dict(streams.counts))
 
     def _is_over(self) -> bool:
         return self._ended is None or self._ended.done()

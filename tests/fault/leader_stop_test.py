@@ -124,6 +124,8 @@ def test_leadership_is_transferred_by_command(tmp_path: Path) -> None:
         assert clients.complaints == []
         health = [node.get("/v1/operator/autopilot/health").json() for node in cluster]
         assert [(each["Healthy"], each["FailureTolerance"]) for each in health] == [(True, 1)] * 3
+        versions = {server["Version"] for each in health for server in each["Servers"]}
+        assert versions == {run_cli("version").stdout.split()[1].removeprefix("v")}
         metrics = second.get("/v1/agent/metrics?format=prometheus").text
         assert "consul_server_isLeader 1" in metrics.splitlines()
         assert 'caserver_raft_peer_lag{peer="' in metrics

@@ -50,6 +50,7 @@ SERVER = ServerStatus(
     last_index=7,
     last_term=2,
     stable_since=1_700_000_000,
+    release="0.1.0",
 )
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 CALLERS = st.builds(

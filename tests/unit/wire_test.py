@@ -133,9 +133,9 @@ def server(name: str, **fields: Any) -> ServerStatus:
     [([], True, 1), ([{"healthy": False}], False, 0), ([{"voter": False}], False, 0)],
 )
 def test_health_says_how_many_servers_may_be_lost(unwell: list[dict[str, bool]], healthy: bool, tolerance: int) -> None:
-    servers = (server("n1", leader=True), server("n2"), server("n3", **(unwell[0] if unwell else {})))
+    servers = (server("n1", leader=True, release="1.0"), server("n2"), server("n3", **(unwell[0] if unwell else {})))
 
-    document = wire.encode_health(ServersRead(servers), {}, {"n1": "1.0"})
+    document = wire.encode_health(ServersRead(servers), {})
 
     assert (document["Healthy"], document["FailureTolerance"]) == (healthy, tolerance)
     assert [each["Version"] for each in document["Servers"]] == ["1.0", "", ""]
@@ -146,7 +146,7 @@ def test_health_says_how_many_servers_may_be_lost(unwell: list[dict[str, bool]],
     [(-1.0, "never"), (0.0, "0s"), (0.01823282, "18.23282ms"), (0.0005, "500µs"), (0.25, "250ms"), (75.0, "1m15s")],
 )
 def test_contact_is_shown_as_go_shows_a_duration(seconds: float, text: str) -> None:
-    document = wire.encode_health(ServersRead((server("n1", last_contact=seconds),)), {}, {})
+    document = wire.encode_health(ServersRead((server("n1", last_contact=seconds),)), {})
 
     assert document["Servers"][0]["LastContact"] == text
 
