@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol, assert_never
 
+from caserver.authority.issuance import DROP_AFTER
 from caserver.authority.ports import Log
 from caserver.environment import Clock, Entropy, within
 from caserver.errors import CaserverError, CommitFailed, CommitUnknown, NoLeader, NotInitialized, NotLeader, Unavailable
@@ -39,7 +40,7 @@ _BACKOFF = 0.05  # seconds before the second try while nothing seems to change; 
 _BACKOFF_MAX = 0.5
 _SUSPICION = 0.25  # seconds after which an unanswered hop is raced against a change of leader
 _READ_DEADLINE = 5.0  # seconds for one try
-_SIGN_DEADLINE = 10.0
+_TRANSFER_DEADLINE = 10.0
 _CHANGE_DEADLINE = 120.0  # covers generating an RSA-4096 key and a slow backend
 
 _Route = tuple[str | None, bool, int]
@@ -119,6 +120,18 @@ class Leader:
             return await self._hold(caller, request, first=exc, until=until)
 
     async def _once(self, caller: Caller, request: Request) -> Answer:
+        """One try. Leaves that were proposed longer ago than a signature may take are dropped, wherever they were held up.
+
+        The leader drops late signatures too, but it may stand still after it looked. Nothing was proposed before this
+        try began, so its own length bounds the age of what it brings.
+        """
+        began = self._clock.monotonic()
+        answer = await self._try(caller, request)
+        if isinstance(request, SignLeaves) and self._clock.monotonic() - began > DROP_AFTER:
+            raise CommitUnknown(f"the leaves came later than {DROP_AFTER:g} s after they were asked for: dropped")
+        return answer
+
+    async def _try(self, caller: Caller, request: Request) -> Answer:
         leadership = self._log.leadership
         if leadership.is_leader:
             return await self._execute(caller, request)
@@ -204,8 +217,10 @@ def _deadline(request: Request) -> float:
     match request:
         case ReadIndex() | ReadServers():
             return _READ_DEADLINE
-        case SignLeaves() | TransferLeadership():
-            return _SIGN_DEADLINE
+        case SignLeaves():
+            return DROP_AFTER
+        case TransferLeadership():
+            return _TRANSFER_DEADLINE
         case ChangeConfiguration():
             return _CHANGE_DEADLINE
         case _:

@@ -22,6 +22,7 @@ from caserver.requests import (
     Caller,
     ChangeConfiguration,
     ConfigurationChanged,
+    Failure,
     LeavesSigned,
     ReadAt,
     ReadIndex,
@@ -102,6 +103,31 @@ async def outcome(node: Node, request: Request, *, seconds: float = 8.0) -> Answ
     error = task.exception()
     assert error is None or isinstance(error, CaserverError)
     return error or task.result()
+
+
+@pytest.mark.parametrize("here", [True, False])
+async def test_leaves_that_took_longer_than_a_signature_may_are_dropped(here: bool) -> None:
+    late = LeavesSigned((Failure(kind="Unavailable", detail="late"),))
+
+    async def paused() -> Answer:
+        node.clock.jump(5.1)  # the process that signed stood still between the signature and the answer
+        return late
+
+    script = Script(paused, SIGNED)
+    node = Node(local=script) if here else Node(remote=script)
+
+    assert await outcome(node, SIGN) == SIGNED
+    assert len(script.seen) == 2
+
+
+async def test_a_change_may_take_longer_than_a_signature() -> None:
+    async def slow() -> Answer:
+        node.clock.jump(30.0)
+        return CHANGED
+
+    node = Node(local=Script(slow))
+
+    assert await outcome(node, CHANGE) == CHANGED
 
 
 async def test_the_leader_does_it_itself() -> None:
