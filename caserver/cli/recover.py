@@ -40,6 +40,7 @@ def _export(parsed: Parsed, _: Mapping[str, str]) -> int:
             exported = export(disk, CAStateMachine())
         finally:
             disk.close()
+            _give_to_owner(directory)
         file = Path(parsed.values.get("out") or f"{exported.node}.export")
         _write_new(file, exported.encode())
     except (RecoveryRefused, Corrupt, JournalFailed, OSError) as exc:
@@ -70,6 +71,7 @@ def _import(parsed: Parsed, environ: Mapping[str, str]) -> int:
             changed = install(disk, plan, node=config.node_name, names={config.node_name, *config.peers})
         finally:
             disk.close()
+            _give_to_owner(config.data_dir)
     except InvalidConfig as exc:
         complain(faults("The configuration has faults:", exc))
         return 1
@@ -78,6 +80,15 @@ def _import(parsed: Parsed, environ: Mapping[str, str]) -> int:
         return 1
     _report(config, plan, changed=changed)
     return 0
+
+
+def _give_to_owner(directory: Path) -> None:
+    """Run by root, leave no file that the user of the directory, who runs the agent, cannot open."""
+    if os.geteuid() != 0:
+        return
+    owner = directory.stat()
+    for file in directory.iterdir():
+        os.chown(file, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _write_new(file: Path, content: bytes) -> None:

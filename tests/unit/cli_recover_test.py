@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,19 @@ def test_what_is_exported_is_imported(data_dir: Path, tmp_path: Path, capsys: py
     assert "nothing was changed" in capsys.readouterr().out
     disk = PosixDisk(tmp_path / "n4")
     assert Marker.decode(disk.read(MARKER_FILE) or b"").members == ("n1", "n4")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can write files for another user")
+def test_what_root_exports_and_imports_stays_with_the_user_of_the_agent(data_dir: Path, tmp_path: Path) -> None:
+    user = 65534
+    os.chown(data_dir, user, user)
+    file = tmp_path / "n1.export"
+    main(["operator", "recover", "export", f"-data-dir={data_dir}", f"-out={file}"], {})
+    assert {each.stat().st_uid for each in data_dir.iterdir()} == {user}
+
+    main(["operator", "recover", "import", config(tmp_path, "n1"), "-survivor", str(file)], {})
+    assert {each.stat().st_uid for each in data_dir.iterdir()} == {user}
+    assert (data_dir / "snapshot").exists()
 
 
 def test_a_secret_that_does_not_open_the_state_is_refused(

@@ -241,6 +241,16 @@ class TestInstall:
 
         assert (found.voter, found.generation, found.position) == (False, plan.generation, plan.chosen.position)
 
+    def test_a_list_that_never_came_together_is_left_for_another_on_the_word_of_the_operator(self) -> None:
+        first = planned(member("a"), member("b"))
+        disks = [installed(first, node=name) for name in "bcd"]
+        with pytest.raises(RecoveryRefused, match="that of b, c, d does not count"):
+            planned(*disks)
+        second = planned(*disks, survivor=True)
+
+        assert second.generation.startswith("2:")
+        assert loaded(installed(second, disks[0], node="b"))[0].generation == second.generation
+
     def test_it_may_start_as_a_learner(self) -> None:
         disk = installed(planned(member("a"), member("b")))
         with pytest.raises(Corrupt, match="operator recover"):
