@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import errno
 import gc
-import resource
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,6 +26,7 @@ from caserver.authority.authority import Authority
 from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
 from caserver.config.agent_config import AgentConfig
+from caserver.descriptors import Shares, raise_limit
 from caserver.environment import Clock, Entropy, SystemClock, SystemEntropy, ThreadWorkers
 from caserver.errors import CaserverError, Corrupt
 from caserver.forwarding.channel import Channel
@@ -81,19 +81,11 @@ def run(config: AgentConfig) -> int:
     )
     for warning in config.warnings:
         _log.warning(warning)
-    _take_all_descriptors()
     try:
         return asyncio.run(_serve(config, clock))
     except (CaserverError, Corrupt, JournalFailed, OSError, ValueError) as exc:
         _log.error("the agent cannot run", reason=_explained(exc))
         return EXIT_FAILED
-
-
-def _take_all_descriptors() -> None:
-    """Every connection is a file descriptor: raise the soft limit on them to the hard one, as far as the system lets us."""
-    with contextlib.suppress(OSError, ValueError):
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _explained(exc: BaseException | None) -> str:
@@ -115,6 +107,8 @@ class _Agent:
         self._entropy = entropy
         # Before anything starts: files that nobody can serve with must not let this node win an election first.
         self._listeners, self._hosts = _listeners(config), _hosts(config)
+        peers = set(config.peers) - {config.node_name}
+        self._shares = Shares.of(raise_limit(), listeners=len(self._listeners), peers=len(peers))
         self._leaderless_since: float | None = float("-inf")
         self._key_ids: tuple[str, ...] = ()
         self._stopping = asyncio.Event()
@@ -225,6 +219,7 @@ class _Agent:
             peers={name: (peer.address, peer.forward_port) for name, peer in config.peers.items()},
             bind=(config.bind_addr, config.ports.forward),
             serve=operations.execute,
+            connections_per_peer=self._shares.per_peer,
         )
 
     async def _start_api(
@@ -276,6 +271,7 @@ class _Agent:
             view,
             self._listeners,
             connections_per_client=config.limits.http_max_conns_per_client,
+            connections=self._shares.per_listener,
             hosts=self._hosts,
         )
         await server.start()

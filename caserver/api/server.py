@@ -10,7 +10,6 @@ import asyncio
 import logging
 import posixpath
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +28,7 @@ from caserver.api.query import Body, Call, NodeView, Readiness, Reply, metadata,
 from caserver.api.routes import EXACT, SUBTREES, Route
 from caserver.environment import within
 from caserver.errors import CaserverError, RateLimited, TooLarge
+from caserver.listening import Limits, Listening
 
 __all__ = ["ApiServer", "Listener", "NodeView", "Readiness"]
 
@@ -36,6 +36,7 @@ BODY_DEADLINE = 30.0  # seconds for a whole request body
 IDLE_DEADLINE = 120.0  # seconds for the head of a request and between two requests of a connection
 SHUTDOWN_DEADLINE = 10.0  # seconds for requests in progress when the server closes
 CONNECTIONS_PER_CLIENT = 200
+CONNECTIONS = 1024
 _TEXT = "text/plain; charset=utf-8"
 _HTML = "text/html; charset=utf-8"
 _ELSEWHERE = "other"  # counts for every path and method that is not in the table
@@ -84,14 +85,12 @@ class _Protocol(web.RequestHandler):
 
 
 class _HttpServer(web.Server):
-    """Counts connections per client address and turns away those beyond the limit."""
+    """What serves the connections of all listeners."""
 
-    def __init__(self, handler: Any, *, per_client: int, **options: Any) -> None:
+    def __init__(self, handler: Any, **options: Any) -> None:
         super().__init__(handler, handler_cancellation=True)
         self._options = options
-        self._per_client = per_client
-        self._clients: Counter[str] = Counter()
-        self._counted: dict[web.RequestHandler, str] = {}
+        self.listening: list[Listening] = []
 
     def connection(self, *, exposed: bool) -> web.RequestHandler:
         """A new connection of a listener."""
@@ -99,26 +98,11 @@ class _HttpServer(web.Server):
         made.exposed = exposed
         return made
 
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """Called by every new connection."""
-        super().connection_made(handler, transport)
-        peer = transport.get_extra_info("peername")
-        client = str(peer[0]) if peer else ""
-        if self._clients[client] >= self._per_client:
-            transport.write(_BARE_HEAD % status.NOT_READY)
-            handler.force_close()
-            return
-        self._clients[client] += 1
-        self._counted[handler] = client
-
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Called by every connection that ends."""
         super().connection_lost(handler, exc)
-        client = self._counted.pop(handler, None)
-        if client is not None:
-            self._clients[client] -= 1
-            if not self._clients[client]:
-                del self._clients[client]
+        for each in self.listening:
+            each.left(handler)
 
 
 class ApiServer:
@@ -130,22 +114,21 @@ class ApiServer:
         listeners: Sequence[Listener],
         *,
         connections_per_client: int = CONNECTIONS_PER_CLIENT,
+        connections: int = CONNECTIONS,
         hosts: Hosts | None = None,
     ) -> None:
+        """``connections`` is how many each listener takes at a time, ``connections_per_client`` from one address."""
         self._node = node
         self._listeners = tuple(listeners)
-        self._per_client = connections_per_client
+        self._limits = Limits(connections, connections_per_client, refusal=_BARE_HEAD % status.NOT_READY)
         self._hosts = hosts or Hosts()
         self._http: _HttpServer | None = None
-        self._sockets: list[asyncio.Server] = []
         self._writes: set[asyncio.Task[Reply]] = set()
 
     async def start(self) -> None:
         """Bind every listener; OSError if an address cannot be bound (then none is)."""
-        loop = asyncio.get_running_loop()
-        self._http = _HttpServer(
+        http = self._http = _HttpServer(
             self._handle,
-            per_client=self._per_client,
             keepalive_timeout=IDLE_DEADLINE,
             auto_decompress=False,
             access_log=None,
@@ -153,10 +136,10 @@ class ApiServer:
         )
         try:
             for each in self._listeners:
-                connection = partial(self._http.connection, exposed=each.exposed)
-                self._sockets.append(
-                    await loop.create_server(connection, each.host, each.port, ssl=each.tls, backlog=1024)
-                )
+                connection = partial(http.connection, exposed=each.exposed)
+                listening = Listening(each.host, each.port, connection=connection, limits=self._limits, tls=each.tls)
+                await listening.start()
+                http.listening.append(listening)
         except OSError:
             await self.close()
             raise
@@ -164,19 +147,20 @@ class ApiServer:
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Host and port of every bound socket, in the order of the listeners."""
-        return [socket.getsockname()[:2] for server in self._sockets for socket in server.sockets]
+        return [] if self._http is None else [found for each in self._http.listening for found in each.addresses]
 
     async def close(self) -> None:
         """Stop listening, end blocking queries, give the other requests a moment."""
-        for server in self._sockets:
-            server.close()
         self._node.blocked.cancel()
-        if self._http is not None:
-            self._http.pre_shutdown()
-            await self._http.shutdown(SHUTDOWN_DEADLINE)
-        for server in self._sockets:
-            await server.wait_closed()
-        self._sockets.clear()
+        http, self._http = self._http, None
+        if http is None:
+            return
+        for each in http.listening:
+            each.close()
+        http.pre_shutdown()
+        await http.shutdown(SHUTDOWN_DEADLINE)
+        for each in http.listening:
+            await each.wait_closed()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The edge: every request ends in an answer here, whatever happens below."""

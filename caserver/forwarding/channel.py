@@ -19,14 +19,15 @@ import structlog
 from aiohttp import hdrs, web
 
 from caserver.errors import CaserverError, CommitUnknown, InvalidRequest, NotLeader, Unavailable
-from caserver.forwarding.doorway import Doorway
 from caserver.internode.identity import NodeIdentity
+from caserver.listening import Limits, Listening
 from caserver.requests import Answer, Caller, Request, decode_request, encode_answer
 
 PATH = "/internal"
 FRAME_MAX = 4 * 1024 * 1024  # bytes; a list of CSRs within the public limit grows by JSON's escapes
-_CONNECTIONS_MAX = 256  # per peer
+_CONNECTIONS_MAX = 256  # from each peer, and as many to it
 _CONNECT_DEADLINE = 3.0  # seconds, handshake included
+_HANDSHAKES_MAX = 32  # under way at the listener
 _FRAME_DEADLINE = 10.0  # seconds for a whole frame to arrive
 _KEEPALIVE = 60.0  # seconds that the client keeps an idle connection; the server keeps it longer
 _SERVER_KEEPALIVE = 90.0
@@ -44,10 +45,8 @@ class _WrongPeer(aiohttp.ClientConnectionError):
 class _PeerConnector(aiohttp.TCPConnector):
     """Connections to one peer; one that turns out to end at another node is closed before anything is sent."""
 
-    def __init__(self, identity: NodeIdentity, peer: str) -> None:
-        super().__init__(
-            ssl=identity.client_context(), limit=_CONNECTIONS_MAX, keepalive_timeout=_KEEPALIVE, ttl_dns_cache=None
-        )
+    def __init__(self, identity: NodeIdentity, peer: str, *, limit: int) -> None:
+        super().__init__(ssl=identity.client_context(), limit=limit, keepalive_timeout=_KEEPALIVE, ttl_dns_cache=None)
         self._identity = identity
         self._expected = peer
 
@@ -62,6 +61,18 @@ class _PeerConnector(aiohttp.TCPConnector):
         return connection
 
 
+class _HopServer(web.Server):
+    """What serves the connections of the listener."""
+
+    listening: Listening | None = None
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """Called by every connection that ends."""
+        super().connection_lost(handler, exc)
+        if self.listening is not None:
+            self.listening.left(handler)
+
+
 class Channel:
     """The internal listener of this node and its connections to the other ones."""
 
@@ -73,47 +84,63 @@ class Channel:
         peers: Mapping[str, tuple[str, int]],
         bind: tuple[str, int],
         serve: Serve,
+        connections_per_peer: int = _CONNECTIONS_MAX,
     ) -> None:
+        self._per_peer = connections_per_peer
         self._identity = identity
         self._node = node
         self._peers = {name: address for name, address in peers.items() if name != node}
         self._bind = bind
         self._serve = serve
         self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._http: web.Server | None = None
-        self._listener: Doorway | None = None
+        self._http: _HopServer | None = None
 
     async def start(self) -> None:
         """Bind the listener; OSError if the address cannot be bound."""
-        self._http = web.Server(
+        http = _HopServer(
             self._handle,
             keepalive_timeout=_SERVER_KEEPALIVE,
             auto_decompress=False,
             access_log=None,
             logger=_aiohttp_log,
         )
-        listener = Doorway(self._http, context=self._identity.server_context(), handshake_deadline=_CONNECT_DEADLINE)
-        await listener.start(*self._bind)
-        self._listener = listener
+        # Behind the handshake there are only nodes; before it, strangers, for whom there is room apart from that.
+        connections = self._per_peer * len(self._peers) + _HANDSHAKES_MAX
+        http.listening = Listening(
+            *self._bind,
+            connection=http,
+            limits=Limits(
+                connections,
+                per_client=connections,
+                handshakes=_HANDSHAKES_MAX,
+                handshake_seconds=_CONNECT_DEADLINE,
+            ),
+            tls=self._identity.server_context(),
+        )
+        await http.listening.start()
+        self._http = http
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port that the listener is bound to."""
-        if self._listener is None:
+        if self._http is None or self._http.listening is None:
             raise RuntimeError("the channel is not started")
-        return self._listener.address
+        return self._http.listening.addresses[0]
 
     async def close(self) -> None:
         """Stop listening, end what is being served, drop all connections."""
-        if self._listener is not None:
-            await self._listener.close()
-            self._listener = None
-        if self._http is not None:
-            self._http.pre_shutdown()
-            await self._http.shutdown(_SHUTDOWN_DEADLINE)
+        http, self._http = self._http, None
+        listening = None if http is None else http.listening
+        if listening is not None:
+            listening.close()
+        if http is not None:
+            http.pre_shutdown()
+            await http.shutdown(_SHUTDOWN_DEADLINE)
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
+        if listening is not None:
+            await listening.wait_closed()
 
     async def send(self, node: str, frame: bytes, deadline: float) -> bytes:
         """Deliver one frame to ``node`` and return the answer frame (port ``Hop``)."""
@@ -135,7 +162,7 @@ class Channel:
         session = self._sessions.get(node)
         if session is None:
             session = self._sessions[node] = aiohttp.ClientSession(
-                connector=_PeerConnector(self._identity, node),
+                connector=_PeerConnector(self._identity, node, limit=self._per_peer),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,

@@ -37,6 +37,8 @@ class PosixDisk:
         self._appending: dict[str, int] = {}
         self._unlisted: set[str] = set()  # files whose directory entry is not durable yet
         self._lock: int | None = None
+        # Held from the start: nothing that is under way may fail for want of a descriptor.
+        self._listing: int | None = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def __repr__(self) -> str:
         return f"PosixDisk({str(self._directory)!r})"
@@ -63,21 +65,32 @@ class PosixDisk:
 
     def replace(self, name: str, data: bytes | None) -> None:
         """Make ``data`` the whole content, atomically and durably; None removes the file."""
-        self._forget(name)
         path = self._directory / name
         if data is None:
+            self._forget(name)
             path.unlink(missing_ok=True)
             self._sync_directory()
             return
         temporary = self._directory / f"{name}.new"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _OPEN, _FILE_MODE)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | _OPEN
+        descriptor = os.open(temporary, flags, _FILE_MODE)
         try:
             _write_all(descriptor, data)
             os.fsync(descriptor)
-        finally:
+            temporary.rename(path)
+        except BaseException:
             os.close(descriptor)
-        temporary.rename(path)
+            raise
+        self._take_over(name, descriptor)
         self._sync_directory()
+
+    def _take_over(self, name: str, descriptor: int) -> None:
+        """Go on appending to the file that took the place of the former one."""
+        if name not in self._appending:
+            os.close(descriptor)
+            return
+        self._forget(name)
+        self._appending[name] = descriptor
 
     def lock(self) -> None:
         """Take the directory for as long as this object is open; BlockingIOError if another process has it."""
@@ -105,6 +118,9 @@ class PosixDisk:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        if self._listing is not None:
+            os.close(self._listing)
+            self._listing = None
 
     def _append_descriptor(self, name: str) -> int:
         held = self._appending.get(name)
@@ -124,11 +140,9 @@ class PosixDisk:
         self._unlisted.discard(name)
 
     def _sync_directory(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if self._listing is None:
+            raise OSError(errno.EBADF, "the disk is closed", str(self._directory))
+        os.fsync(self._listing)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

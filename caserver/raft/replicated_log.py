@@ -8,6 +8,7 @@ told that the outcome is unknown, and ``failed`` says why.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -39,6 +40,8 @@ Selected = TypeVar("Selected")
 _log = structlog.get_logger(__name__)
 _HINT_AFTER, _HINT_EVERY = 5.0, 30.0  # seconds
 _STOPPED = "this Raft node has stopped"
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE)  # only opening a file says so: nothing of it was changed
+_EXHAUSTED_SECONDS = 1.0
 
 
 class Watchers(Generic[State]):
@@ -306,8 +309,8 @@ class ReplicatedLog(Generic[Command, State, Result]):
                 await self._clock.sleep(0)
                 if engine.making is not making or self._stopped:
                     return  # a later one arrived from the leader, or nobody needs it any more
-            making.writing = True
-            await self._workers.run(engine.store_snapshot, making)
+            if not await self._stored(engine, making):
+                return
             if not self._stopped:
                 self._guarded(lambda each: each.snapshot_stored(making))
                 _log.info("snapshot_written", index=making.index, bytes=making.size)
@@ -315,6 +318,22 @@ class ReplicatedLog(Generic[Command, State, Result]):
             self.fail(exc)
         finally:
             self._compaction = None
+
+    async def _stored(self, engine: Engine, making: Making) -> bool:
+        """Write the file of a snapshot; False if nobody needs it any more. Without descriptors it is tried again later."""
+        while engine.making is making and not self._stopped:
+            making.writing = True
+            try:
+                await self._workers.run(engine.store_snapshot, making)
+            except OSError as exc:
+                if exc.errno not in _EXHAUSTED:
+                    raise
+                _log.warning("snapshot_put_off", index=making.index, error=str(exc), seconds=_EXHAUSTED_SECONDS)
+            else:
+                return True
+            making.writing = False
+            await self._clock.sleep(_EXHAUSTED_SECONDS)
+        return False
 
     def _guarded(self, act: Callable[[Engine], None]) -> bool:
         """Let the engine act; whether it is still fit to run."""

@@ -27,7 +27,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {"": {"daemon", "own_secret"}},
     {"api": {"", "agent", "connect_ca", "metrics", "operator", "origin", "query", "routes", "server", "status"}},
     {"": {"leaf_cache"}},
-    {"forwarding": {"", "channel", "doorway", "leader"}},
+    {"forwarding": {"", "channel", "leader"}},
     {
         "authority": {
             "",
@@ -89,7 +89,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "config": {"", "agent_config", "consul_keys", "document", "sources"},
     },
     {"telemetry": {"", "logs", "metrics"}},
-    {"": {"", "environment", "errors", "fields", "gojson"}},
+    {"": {"", "descriptors", "environment", "errors", "fields", "gojson", "listening"}},
 )
 
 # (importing package or module, imported module): why this one may look up or sideways.

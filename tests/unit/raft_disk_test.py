@@ -147,3 +147,33 @@ class TestMemoryDisk:
 
         with pytest.raises(BlockingIOError):
             disk.lock()
+
+
+def test_a_file_that_is_appended_to_can_be_replaced_without_a_descriptor_more_than_before(tmp_path: Path) -> None:
+    disk = PosixDisk(tmp_path)
+    disk.append("log", b"former")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    disk.replace("log", b"new")
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    disk.append("log", b"er")
+    disk.datasync("log")
+    disk.close()
+
+    assert held == before
+    assert (tmp_path / "log").read_bytes() == b"newer"
+
+
+def test_a_replacement_for_which_there_is_no_descriptor_changes_nothing(tmp_path: Path) -> None:
+    disk = PosixDisk(tmp_path)
+    disk.append("log", b"former")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            disk.replace("log", b"new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    disk.append("log", b" content")
+    disk.close()
+
+    assert (tmp_path / "log").read_bytes() == b"former content"

@@ -254,3 +254,23 @@ async def test_a_snapshot_that_cannot_be_written_stops_the_log():
         await log.propose(f"{number}")
     await log.wait_compacted()
     assert "No space left" in str(log.failed.exception())
+
+
+async def test_a_snapshot_for_which_there_is_no_descriptor_is_written_later():
+    lab = Lab("A", snapshot_every=20)
+    log, _ = _started(lab)
+    refusals = iter([24, 23, 24])  # EMFILE, ENFILE
+
+    def exhausted(operation: str, name: str) -> None:
+        if name == "snapshot" and (number := next(refusals, None)) is not None:
+            raise OSError(number, "Too many open files")
+
+    lab["A"].disk._before_change = exhausted
+    with structlog.testing.capture_logs() as lines:
+        for number in range(30):
+            await log.propose(f"{number}")
+        await log.wait_compacted()
+    assert not log.failed.done()
+    assert lab["A"].log()[0][0] > 1
+    assert [each["event"] for each in lines].count("snapshot_put_off") == 3
+    log.stop()
