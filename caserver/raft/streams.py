@@ -215,7 +215,7 @@ class Streams:
             present = self._certified(writer)
             writer.write(_framed(self._membership.hello(self._node, to=peer)))
             _require(present == peer, f"node {present} answers there: correct the `peer` addresses")
-            hello = Hello.decode(await _read_frame(reader, limit=HELLO_BYTES_MAX))
+            hello = Hello.decode(await _first_frame(reader))
             self._require_belonging(hello, peer)
         except BaseException:
             writer.transport.abort()
@@ -393,6 +393,16 @@ async def _read_frame(reader: asyncio.StreamReader, *, limit: int | None = None)
     length = payload_bytes(header) if limit is None else payload_bytes(header, limit=limit)
     async with asyncio.timeout(FRAME_SECONDS):
         return await reader.readexactly(length)
+
+
+async def _first_frame(reader: asyncio.StreamReader) -> bytes:
+    """The hello of the node that was dialled. In TLS 1.3 it may refuse our certificate after our handshake is done."""
+    try:
+        return await _read_frame(reader, limit=HELLO_BYTES_MAX)
+    except (ConnectionError, EOFError) as exc:
+        raise ConnectionError(
+            "it hung up without a hello, and its log says why: a node needs the same cluster_secret as the others"
+        ) from exc
 
 
 async def _listen(bind: Address) -> socket.socket:
