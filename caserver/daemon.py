@@ -45,7 +45,7 @@ from caserver.state.configuration import CAConfiguration, parse_bootstrap
 from caserver.state.lifecycle import leader_of
 from caserver.state.machine import CAStateMachine
 from caserver.state.model import CAState
-from caserver.state.sealing import keys_in_command, keys_in_state
+from caserver.state.sealing import erases, keys_in_command, keys_in_state
 from caserver.telemetry import logs
 
 EXIT_OK = 0
@@ -205,7 +205,7 @@ class _Agent:
             clock=self._clock,
             entropy=self._entropy,
             cluster_id=lambda state: state.cluster_id,
-            seals=Seals(keys_in_command, keys_in_state),
+            seals=Seals(keys_in_command, keys_in_state, erases),
         )
         await raft.start()
         stack.push_async_callback(raft.stop)

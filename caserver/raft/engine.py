@@ -15,7 +15,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from caserver.environment import Clock, Entropy
 from caserver.errors import Corrupt
@@ -28,6 +28,7 @@ from caserver.raft.ports import (
     Disk,
     KeyReport,
     Leadership,
+    Marker,
     Message,
     Network,
     NotCommitted,
@@ -46,19 +47,6 @@ _BATCHES = 4  # to one peer in one go; its answer asks for more
 _PUSH_DELAY = 0.002  # seconds that a new commit index waits for company
 _REPORT_EVERY = 1.0  # seconds
 _HASHES_KEPT = 8
-
-
-class Marker(Protocol):
-    """The durable word that this node once was a voter."""
-
-    @property
-    def initialised(self) -> bool:
-        """Whether it is set."""
-        ...
-
-    def mark_initialised(self) -> None:
-        """Set it, durable on return."""
-        ...
 
 
 @dataclass(slots=True)
@@ -99,18 +87,21 @@ class Engine:
         origin: int = FIRST_INDEX,
         snapshot_every: int = SNAPSHOT_EVERY,
         seals: Callable[[Any], frozenset[str]] = lambda _: frozenset(),
+        erased: Callable[[Any, Any], bool] = lambda _before, _after: False,
     ) -> None:
         """``peers`` are the others; ``journal`` is healed against ``snapshot``; ``rejoin`` lets a wiped node learn.
 
         ``origin`` is the last index that the log began with, before anything was agreed on in this generation.
-        ``seals`` names the keys that sealed what a state holds.
+        ``seals`` names the keys that sealed what a state holds. ``erased`` tells of two states whether the step between
+        them took a secret away: the log is compacted then, so that the secret does not stay in it.
         """
         bind_monotonic(clock.monotonic)
         self._node, self._machine, self._journal, self._marker, self._disk = node, machine, journal, marker, disk
         self._clock, self._timing, self._rejoin, self._snapshot_every = clock, timing, rejoin, snapshot_every
         self._origin = origin
         self._life = entropy.bytes(8).hex()
-        self._seals = seals
+        self._seals, self._erased = seals, erased
+        self._secrets_gone = False  # from the state, but not from a snapshot that is begun yet
         self.snapshot_seals: frozenset[str] = frozenset()  # keys that sealed what the stored snapshot holds
         self.keys: KeyReport | None = None  # what this node tells of its own
         self._queue: deque[Proposal] = deque()
@@ -282,18 +273,21 @@ class Engine:
             raise Corrupt(f"entry {index} is of kind {kind!r}, which no version of caserver writes")
         elif body:
             self._apply_control(index, body)
-        if index % self._snapshot_every == 0:
+        if index % self._snapshot_every == 0 or self._secrets_gone:
             self._begin_snapshot(index)
         return result
 
     def _apply_command(self, index: int, body: bytes) -> object:
+        before = self._machine.state
         try:
-            return self._machine.apply(body)
+            result: object = self._machine.apply(body)
+            self._secrets_gone = self._secrets_gone or self._erased(before, self._machine.state)
         except (Corrupt, MemoryError, RecursionError, OSError):
             raise
         except Exception as exc:
             # apply is total: a raise is a defect, and a node that went on would differ from those where it did not happen.
             raise Corrupt(f"applying entry {index} failed: {type(exc).__name__}; the node stops unharmed") from exc
+        return result
 
     def _apply_control(self, index: int, body: bytes) -> None:
         try:
@@ -382,8 +376,11 @@ class Engine:
             self._begin_snapshot(index)
 
     def _begin_snapshot(self, index: int) -> None:
+        if self._making is not None and (self._making.writing or not self._secrets_gone):
+            return
         previous, last = self._core.entry(index - 1), self._core.entry(index)
-        if self._making is None and previous is not None and last is not None:
+        if previous is not None and last is not None:
+            self._secrets_gone = False
             # Of the entry before, only its place counts from here on: what it carried must be able to disappear.
             place = (CONTROL, previous[1], previous[2])
             seals = self._seals(self._machine.state)
@@ -399,6 +396,8 @@ class Engine:
         self.snapshot_seals = making.seals
         self._remember_hash(making.index, making.state_hash)
         self._shorten(making.previous, making.last)
+        if self._secrets_gone:
+            self._begin_snapshot(self._core.applied_index())
         self._guard.announce()
 
     def _shorten(self, previous: Entry, last: Entry) -> None:

@@ -73,6 +73,7 @@ class Seals(Generic[State]):
 
     of_command: Callable[[bytes], frozenset[str]]
     of_state: Callable[[State], frozenset[str]]
+    erased: Callable[[State, State], bool] = lambda _before, _after: False  # whether a step took a sealed value away
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,19 @@ class Disk(Protocol):
 
     def lock(self) -> None:
         """Take the directory for this process; OSError if another process holds it."""
+        ...
+
+
+class Marker(Protocol):
+    """The durable word that this node once was a voter."""
+
+    @property
+    def initialised(self) -> bool:
+        """Whether it is set."""
+        ...
+
+    def mark_initialised(self) -> None:
+        """Set it, durable on return."""
         ...
 
 

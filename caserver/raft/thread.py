@@ -306,6 +306,7 @@ class RaftThread(Generic[Command, State, Result]):
             origin=data.origin,
             snapshot_every=self._settings.snapshot_every,
             seals=self._seals.of_state,
+            erased=self._seals.erased,
         )
         stored = StoredKeys(engine, journal, self._machine, keyring=self._keyring, seals=self._seals)
         stored.require_held()

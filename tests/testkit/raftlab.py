@@ -165,6 +165,7 @@ class Node:
             rejoin=rejoin,
             origin=lab.origin,
             snapshot_every=lab.snapshot_every,
+            erased=lab.erased,
         )
 
     @property
@@ -207,8 +208,9 @@ class Lab:
         founded: bool = True,
         lists: Mapping[str, str] | None = None,  # of nodes that list others than ``names``
         origin: int = FIRST_INDEX,
+        erased: Callable[[Any, Any], bool] = lambda _before, _after: False,
     ) -> None:
-        self.origin = origin
+        self.origin, self.erased = origin, erased
         self.lists = lists or {}
         self.names, self.snapshot_every, self.make_machine = names, snapshot_every, machine
         self.clock, self.wire, self.lives = LabClock(), Wire(), 0

@@ -5,8 +5,20 @@ from __future__ import annotations
 import pytest
 
 from caserver.errors import Corrupt
+from caserver.raft.journal import JOURNAL_FILE
 from caserver.raft.ports import NotCommitted, OutcomeUnknown
-from tests.testkit.raftlab import Lab, committed
+from caserver.raft.snapshot_file import SNAPSHOT_FILE
+from tests.testkit.raftlab import Lab, Node, Register, committed
+
+
+class Forgetful(Register):
+    """Forgets its secret at the command to erase it."""
+
+    def apply(self, command: bytes) -> int:
+        count = super().apply(command)
+        if command == b"erase":
+            self.state = tuple("" if each == "secret" else each for each in self.state)
+        return count
 
 
 def test_a_snapshot_shortens_the_log_and_a_restart_continues_from_it():
@@ -135,3 +147,73 @@ def test_a_snapshot_whose_answer_could_not_be_sent_is_sent_again():
     lab["C"].engine.link("A", up=True)
     lab.run(3.0)
     assert lab["C"].machine.state == lab["A"].machine.state
+
+
+def forgets(before: tuple[str, ...], after: tuple[str, ...]) -> bool:
+    return after[-1:] == ("erase",)
+
+
+def stored(node: Node) -> list[bytes]:
+    return [node.disk.read(name) or b"" for name in (JOURNAL_FILE, SNAPSHOT_FILE)]
+
+
+def secrets_on_disk(lab: Lab) -> dict[str, bool]:
+    return {name: any(b"secret" in content for content in stored(node)) for name, node in lab.nodes.items()}
+
+
+def test_what_the_state_forgets_leaves_every_disk_at_the_same_entry():
+    lab = Lab("ABC", machine=Forgetful, erased=forgets)
+    lab.elect("A")
+    lab["A"].propose("secret")
+    lab["A"].propose("other")
+    lab.run(0.3)
+    assert secrets_on_disk(lab) == dict.fromkeys("ABC", True)
+    lab["A"].propose("erase", "later")
+    lab.run(0.3)
+    made = {name: node.engine.making for name, node in lab.nodes.items()}
+    assert len({making.index for making in made.values() if making is not None}) == 1
+    assert None not in made.values()
+    for node in lab.nodes.values():
+        node.compact()
+    assert secrets_on_disk(lab) == dict.fromkeys("ABC", False)
+    assert lab["B"].machine.state[-1] == "later"
+
+
+def test_a_snapshot_from_before_that_is_being_made_gives_way():
+    lab = Lab("A", snapshot_every=5, machine=Forgetful, erased=forgets)
+    lab["A"].engine.tick()
+    lab["A"].propose("secret", *"abcd")
+    early = lab["A"].engine.making
+    assert early is not None
+    lab["A"].propose("erase")
+    lab["A"].compact()
+    assert lab["A"].engine.making is None
+    assert secrets_on_disk(lab) == {"A": False}
+
+
+def test_a_snapshot_from_before_that_is_being_written_is_followed_by_another():
+    lab = Lab("A", snapshot_every=5, machine=Forgetful, erased=forgets)
+    lab["A"].engine.tick()
+    lab["A"].propose("secret", *"abcd")
+    early = lab["A"].engine.making
+    assert early is not None
+    while early.advance():
+        pass
+    early.writing = True
+    lab["A"].propose("erase")
+    assert lab["A"].engine.making is early
+    lab["A"].compact()
+    assert secrets_on_disk(lab) == {"A": True}
+    lab["A"].compact()
+    assert secrets_on_disk(lab) == {"A": False}
+
+
+def test_a_node_that_died_before_its_snapshot_was_stored_makes_it_at_the_next_start():
+    lab = Lab("A", machine=Forgetful, erased=forgets)
+    lab["A"].engine.tick()
+    lab["A"].propose("secret")
+    lab["A"].propose("erase")
+    disk = lab.crash("A")
+    lab.start("A", disk).engine.tick()
+    lab["A"].compact()
+    assert secrets_on_disk(lab) == {"A": False}
