@@ -32,6 +32,7 @@ class Faults:
             (self.pause, 8),
             (self.cut, 9),
             (self.isolate, 5),
+            (self.split, 4),
             (self.mend, 16),
             (self.reset_link, 5),
             (self.noise, 4),
@@ -40,7 +41,7 @@ class Faults:
             (self.hand_over, 3),
             (self.wipe, 4),
             (self.wall_clock, 4 if self.skewed else 0),
-            (self.hours_pass, 1 if self.skewed else 0),
+            (self.hours_pass, 3 if self.skewed else 0),
         )
         (kind,) = self.chance.choices([each for each, _ in kinds], weights=[weight for _, weight in kinds])
         kind()
@@ -187,6 +188,17 @@ class Faults:
                 if "in" in directions:
                     self.setting.wires.cut(other, name)
 
+    def split(self) -> None:
+        """Two groups that do not hear each other; now and then one node hears both."""
+        names = sorted(self.nodes)
+        self.chance.shuffle(names)
+        bridge = {names.pop()} if self.chance.random() < 0.3 else set()
+        one = set(names[: self.chance.randint(1, len(names) - 1)])
+        self._note(f"split {sorted(one)} {sorted(bridge)}")
+        for a, b in self._pairs():
+            if (a in one) != (b in one) and not {a, b} & bridge:
+                self.setting.wires.cut(a, b)
+
     def mend(self) -> None:
         """The network works again, in part or as a whole."""
         cuts = sorted(self.setting.wires.cuts)
@@ -221,7 +233,7 @@ class Faults:
     def hours_pass(self) -> None:
         """All machines were asleep: leaves expire, roots are pruned once the clocks are trusted again."""
         self._note("hours")
-        self.slept += 3 * 3600.0
+        self.slept += 5 * 3600.0
         for node in self.nodes.values():
             node.clock.ahead = self.slept
 

@@ -262,6 +262,7 @@ class Witness:
         if state.roots and sum(root.active for root in state.roots) != 1:
             self.fail(f"after entry {index} there is not exactly one active root")
         command = decode_command(body)
+        self.count(f"{type(command).__name__} {'applied' if took else 'refused'}")
         if isinstance(command, IssueLeaves) and took:
             for order in command.orders:
                 if order.serial in self._booked:
@@ -269,7 +270,6 @@ class Witness:
                 self._booked[order.serial or 0] = order.service
                 self.count("leaves booked")
         elif isinstance(command, ActivateRoot | SetConfiguration) and took:
-            self.count(type(command).__name__)
             self.effects.setdefault(command.request_id, []).append(took)
         self.bundles.changed(state, at=command.at)
 

@@ -23,6 +23,7 @@ import structlog
 from caserver.environment import SystemClock
 from caserver.errors import CaserverError
 from caserver.raft.seam import bind_monotonic, install
+from caserver.state.lifecycle import due
 from tests.sim.disk import Crash
 from tests.sim.faults import Faults
 from tests.sim.loop import OWNER, VirtualLoop
@@ -207,6 +208,8 @@ class World:
         await self._until(lambda: not self.clients.running, seconds=60.0, what="all clients have an answer")
         for life in self.faults.lives:
             await self._serves(life.name)
+        if self.faults.slept:
+            await self._until(self._is_tidy, seconds=REST_SECONDS, what="what is due is done")
         await self._until(self._is_one, seconds=30.0, what="all nodes have the same state")
         self.clients.judge()
         if not self.witness.state_at_most(self.witness.acknowledged_index):
@@ -227,6 +230,13 @@ class World:
                 await asyncio.sleep(1.0)
             else:
                 return
+
+    def _is_tidy(self) -> bool:
+        """Old roots are pruned, leaves expired and providers retired, as far as time has come for that."""
+        leading = [life for life in self.faults.lives if life.log.leadership.is_leader]
+        return bool(leading) and all(
+            due(life.state, int(life.node.clock.now().timestamp()) - 5) is None for life in leading
+        )
 
     def _is_one(self) -> bool:
         lives = self.faults.lives
