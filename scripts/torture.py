@@ -251,7 +251,9 @@ def report(scene: Scene, outcome: Outcome, *, seed: int) -> None:
     if repeated := [serial for serial, count in serials.items() if count > 1]:
         outcome.broken.append(f"{len(repeated)} serials were given twice")
     late = sorted((lateness(each) for each in records.received), reverse=True)
-    beyond = sum(1 for each in late if each > DROP_AFTER + ROUNDING)
+    beyond = [each for each in records.received if lateness(each) > DROP_AFTER + ROUNDING]
+    if inexcusable := [each for each in beyond if not each.relayed_in_trouble]:
+        outcome.broken.append(f"{len(inexcusable)} certificates came later than {DROP_AFTER:g} s after their proposal")
     default = check([*records.history, *records.default_reads], initial=f"{FIRST_TTL}s")
     unexcused = Counter(f"{each.what}: {each.why}" for each in records.troubles if not each.excused)
     lines = [
@@ -266,7 +268,7 @@ def report(scene: Scene, outcome: Outcome, *, seed: int) -> None:
         ("consistent reads", f"{acknowledged[Kind.READ]}, refused compare-and-sets {acknowledged[Kind.REFUSED]}"),
         (
             "certificates received",
-            f"{len(records.received)}, latest {late[0] if late else 0:.1f} s after its proposal, {beyond} beyond {DROP_AFTER:g} s",
+            f"{len(records.received)}, latest {late[0] if late else 0:.1f} s after its proposal, {len(beyond)} beyond {DROP_AFTER:g} s (kept back by a node that was paused or cut off)",
         ),
         (
             "default reads",

@@ -17,7 +17,16 @@ from typing import Protocol, assert_never
 from caserver.authority.issuance import DROP_AFTER
 from caserver.authority.ports import Log
 from caserver.environment import Clock, Entropy, within
-from caserver.errors import CaserverError, CommitFailed, CommitUnknown, NoLeader, NotInitialized, NotLeader, Unavailable
+from caserver.errors import (
+    CaserverError,
+    CommitFailed,
+    CommitUnknown,
+    Conflict,
+    NoLeader,
+    NotInitialized,
+    NotLeader,
+    Unavailable,
+)
 from caserver.raft.ports import Leadership
 from caserver.requests import (
     Answer,
@@ -184,6 +193,8 @@ class Leader:
                 last = exc
                 doubt = _doubt(request, exc) or doubt
             except CaserverError as exc:
+                if _lost_the_comparison(request, exc):
+                    raise
                 # A refusal after an open outcome may be the echo of our own first try.
                 raise doubt or exc from exc
         raise doubt or _final(last)
@@ -211,6 +222,15 @@ def _doubt(request: Request, error: Unavailable) -> CommitUnknown | None:
 def _final(last: Unavailable) -> Unavailable:
     """What the caller is told when the time is over."""
     return last if isinstance(last, (NotInitialized, CommitFailed)) else NoLeader()
+
+
+def _lost_the_comparison(request: Request, error: CaserverError) -> bool:
+    """Whether the refusal settles what an earlier try left open.
+
+    The authority refuses a compare-and-set in the very state in which it found no effect of the same request id, after a
+    barrier: no earlier try succeeded. As indexes only grow, none that is still under way can.
+    """
+    return isinstance(error, Conflict) and isinstance(request, ChangeConfiguration) and request.cas is not None
 
 
 def _deadline(request: Request) -> float:

@@ -43,6 +43,7 @@ class Received:
     node: str
     asked: float
     received: float
+    relayed_in_trouble: bool  # the node that was asked was paused, killed or cut off meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +180,11 @@ class TortureLoad:
 
     def complain(self, node: Node, what: str, why: str, began: float) -> None:
         """Note a failed call; excused if its node was disturbed at any time while it was under way."""
-        excused = any(
-            mark.node == node.name and mark.began <= time.monotonic() and mark.ended >= began
-            for mark in self._disturbances
-        )
-        self.records.troubles.append(Trouble(node.name, what, why[:160], excused))
+        self.records.troubles.append(Trouble(node.name, what, why[:160], excused=self.in_trouble(node, began)))
+
+    def in_trouble(self, node: Node, since: float) -> bool:
+        """Whether the node was disturbed at any time since then (monotonic)."""
+        return any(mark.node == node.name and mark.ended >= since for mark in self._disturbances)
 
 
 class _Client:
@@ -260,10 +261,11 @@ class _Client:
     async def sign(self) -> None:
         if len(self._load.records.received) >= CERTIFICATES_MAX:
             return
-        asked = time.time()
+        asked, since = time.time(), time.monotonic()
         answer = await self._call("sign", "PUT", "/v1/connect/ca/sign", self._load.csr())
         if answer is not None and answer[0] == 200:
-            self._load.saw(Received(json.loads(answer[1]), self._node.name, asked, time.time()))
+            excused = self._load.in_trouble(self._node, since)
+            self._load.saw(Received(json.loads(answer[1]), self._node.name, asked, time.time(), excused))
 
 
 def _kept(operation: Operation, answer: tuple[int, str, int] | None) -> Operation | None:

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -227,6 +228,17 @@ async def test_a_refusal_after_an_open_outcome_does_not_hide_it() -> None:
     node = Node(remote=Script(Conflict("the configuration is at index 9")), broken=[CommitUnknown("n2 did not answer")])
 
     assert isinstance(await outcome(node, CHANGE), CommitUnknown)
+
+
+async def test_a_compare_and_set_that_lost_is_told_so_after_an_open_outcome() -> None:
+    """The authority looks for the first effect and compares in one state: it is certain that there was and will be none."""
+    lost = Conflict("the configuration is at index 9, not 7")
+    node = Node(remote=Script(lost), broken=[CommitUnknown("n2 did not answer")])
+
+    answer = await outcome(node, replace(CHANGE, cas=7))
+
+    assert isinstance(answer, Conflict)
+    assert answer.detail == lost.detail
 
 
 async def test_signing_whose_outcome_stays_open_ends_as_no_leader() -> None:
