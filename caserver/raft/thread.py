@@ -102,6 +102,7 @@ class RaftThread(Generic[Command, State, Result]):
         self._address: Address | None = None
         self._quit: asyncio.Event | None = None
         self._notice_sent = False
+        self._closing = False  # its loop takes no calls any more
         self._idle = Leadership(node=settings.node, leader=None, term=0, is_leader=False)
         self._watchers: Watchers[State] = Watchers(lambda: (self.state, self.leadership))
         self._main: asyncio.AbstractEventLoop | None = None
@@ -219,7 +220,7 @@ class RaftThread(Generic[Command, State, Result]):
         return replace(status, peers=peers, links=dict(streams.counts))
 
     def _is_over(self) -> bool:
-        return self._ended is None or self._ended.done()
+        return self._closing or self._ended is None or self._ended.done()
 
     def _across(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """Run ``work`` on the Raft loop."""
@@ -274,6 +275,7 @@ class RaftThread(Generic[Command, State, Result]):
             )
             await self._drive(log, data, timed, vitals, ready)
         finally:
+            self._closing = True
             if isinstance(workers, ThreadWorkers):
                 workers.close()
             disk.close()
