@@ -8,13 +8,14 @@ in, and the log last, because it answers what is still under way. Leadership is 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import gc
+import logging
+import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
+from typing import NoReturn
 
 import structlog
 
@@ -46,11 +47,14 @@ from caserver.state.lifecycle import leader_of
 from caserver.state.machine import CAStateMachine
 from caserver.state.model import CAState
 from caserver.state.sealing import erases, keys_in_command, keys_in_state
+from caserver.supervision import Supervisor
 from caserver.telemetry import logs
 
 EXIT_OK = 0
 EXIT_FAILED = 1
 LEADERLESS_MAX = 10.0  # seconds without a leader before this node says that it is not ready
+LOG_SILENT_MAX = 5.0  # seconds that the log may be busy with one thing before this node says that it is not ready
+LOG_STOP_MAX = 10.0  # seconds that it may take to stop: a disk that hangs holds it for ever
 WORKERS = 4  # threads for key generation and slow signatures
 # New objects before the young are collected; such collections before the next older ones are (see ``calm_collector``).
 COLLECTOR_THRESHOLDS = (1_000, 5, 100)
@@ -112,21 +116,22 @@ class _Agent:
         self._leaderless_since: float | None = float("-inf")
         self._key_ids: tuple[str, ...] = ()
         self._stopping = asyncio.Event()
-        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._supervisor = Supervisor()
 
     async def run(self) -> int:
         """Start everything, wait for a reason to stop, stop everything."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self._told_to_stop)
         loop.add_signal_handler(signal.SIGHUP, _log.warning, "SIGHUP: settings are read at the start only; restart")
         async with AsyncExitStack() as stack:
             raft = await self._start(stack)
             calm_collector()
             stopping = asyncio.ensure_future(self._stopping.wait())
             stack.callback(stopping.cancel)
-            await asyncio.wait((stopping, raft.fatal, self._failed), return_when=asyncio.FIRST_COMPLETED)
-            failed = next((each for each in (raft.fatal, self._failed) if each.done()), None)
+            failures = (raft.fatal, self._supervisor.failed)
+            await asyncio.wait((stopping, *failures), return_when=asyncio.FIRST_COMPLETED)
+            failed = next((each for each in failures if each.done()), None)
             if failed is not None:
                 _log.error("the agent stops, it cannot go on", reason=_explained(failed.exception()))
                 return EXIT_FAILED
@@ -135,6 +140,20 @@ class _Agent:
             await raft.step_aside()
         _log.info("stopped")
         return EXIT_OK
+
+    def _told_to_stop(self) -> None:
+        if self._stopping.is_set():
+            _end_at_once("a second signal: the agent ends at once")
+        self._stopping.set()
+
+    async def _stop_log(self, raft: RaftThread[Command, CAState, Result]) -> None:
+        try:
+            async with asyncio.timeout(LOG_STOP_MAX):
+                await raft.stop()
+        except TimeoutError:
+            _end_at_once(
+                f"the log did not stop within {LOG_STOP_MAX:g} s: the disk of data_dir hangs; the agent ends at once"
+            )
 
     async def _start(self, stack: AsyncExitStack) -> RaftThread[Command, CAState, Result]:
         config = self._config
@@ -182,7 +201,7 @@ class _Agent:
             ("leader watch", lambda: self._watch_leader(raft)),
             ("clock watch", lambda: authority.watch_clock(raft.transfer_leadership)),
         ):
-            await stack.enter_async_context(self._supervised(name, work))
+            await stack.enter_async_context(self._supervisor.running(name, work))
         await self._start_api(
             stack, raft, leader=leader, leaf_cache=leaf_cache, authority=authority, operations=operations
         )
@@ -208,7 +227,7 @@ class _Agent:
             seals=Seals(keys_in_command, keys_in_state, erases),
         )
         await raft.start()
-        stack.push_async_callback(raft.stop)
+        stack.push_async_callback(self._stop_log, raft)
         return raft
 
     def _channel(self, identity: NodeIdentity, operations: Operations) -> Channel:
@@ -245,7 +264,7 @@ class _Agent:
             cached=lambda: leaf_cache.size,
             blocked=lambda: blocked.count,
         )
-        await stack.enter_async_context(self._supervised("telemetry", telemetry.run))
+        await stack.enter_async_context(self._supervisor.running("telemetry", telemetry.run))
         view = NodeView(
             log=raft,
             leader=leader,
@@ -295,7 +314,15 @@ class _Agent:
         if closed:
             reason = f"secrets are sealed with key {', '.join(sorted(closed))}, which cluster_secret does not list here"
             degraded.insert(0, ("KeyNotHeld", reason))
-        ready = not closed and (since is None or self._clock.monotonic() - since < LEADERLESS_MAX)
+        silent = raft.silent_for
+        if silent > LOG_SILENT_MAX:
+            reason = f"the log has done nothing for {silent:.0f} s: the disk of data_dir hangs"
+            degraded.insert(0, ("LogStalled", reason))
+        ready = (
+            silent <= LOG_SILENT_MAX
+            and not closed
+            and (since is None or self._clock.monotonic() - since < LEADERLESS_MAX)
+        )
         return Readiness(ready=ready, degraded=tuple(degraded))
 
     async def _watch_leader(self, raft: RaftThread[Command, CAState, Result]) -> None:
@@ -307,27 +334,12 @@ class _Agent:
                 self._leaderless_since = self._clock.monotonic()
             leader = await raft.changed(leader_of, leader)
 
-    @asynccontextmanager
-    async def _supervised(self, name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-        """Run ``work`` beside everything else; if it ends by itself, that is a bug and the node stops."""
 
-        async def run() -> None:
-            try:
-                await work()
-            except asyncio.CancelledError:
-                raise
-            except Exception as exc:  # noqa: BLE001 - the supervisor
-                _log.exception("a part of the agent failed, the agent stops", part=name)
-                if not self._failed.done():
-                    self._failed.set_exception(exc)
-
-        task = asyncio.get_running_loop().create_task(run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+def _end_at_once(reason: str) -> NoReturn:
+    """End the process as a crash would, which loses nothing that was acknowledged; threads that hang cannot be ended."""
+    _log.error(reason)
+    logging.shutdown()
+    os._exit(EXIT_FAILED)
 
 
 def calm_collector() -> None:

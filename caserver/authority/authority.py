@@ -149,12 +149,15 @@ class Authority:
                 assert_never(request)
 
     async def run(self) -> None:
-        """Take office whenever this node becomes leader and leave it when it stops leading; until cancelled."""
+        """Take office whenever this node becomes leader and leave it when it stops leading; until cancelled.
+
+        Raises what ends an office that nobody ended: a leader must not go on with its CA unattended.
+        """
         term: int | None = None
         holding: asyncio.Task[None] | None = None
         try:
             while True:
-                term = await self._log.changed(office, term)
+                term = await self._next_term(term, holding)
                 await self._resign(holding)
                 holding = None
                 if term is not None and self._bootstrap is not None:
@@ -163,6 +166,19 @@ class Authority:
             await self._resign(holding)
             await self._issuance.close()
             await self._rotation.close()
+
+    async def _next_term(self, term: int | None, holding: asyncio.Task[None] | None) -> int | None:
+        changed = asyncio.ensure_future(self._log.changed(office, term))
+        try:
+            await asyncio.wait(
+                {changed} if holding is None else {changed, holding}, return_when=asyncio.FIRST_COMPLETED
+            )
+            if holding is not None and holding.done() and not changed.done():
+                holding.result()
+                raise RuntimeError("the office ended by itself")
+            return await changed
+        finally:
+            changed.cancel()
 
     async def _resign(self, holding: asyncio.Task[None] | None) -> None:
         if holding is not None:

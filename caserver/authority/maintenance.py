@@ -66,7 +66,8 @@ class Maintenance:
         failures = 0
         while True:
             try:
-                worked = await self.step()
+                if not await self.step():
+                    await self._rest()
                 failures = 0
             except (CaserverError, Corrupt) as exc:
                 failures += 1
@@ -76,8 +77,6 @@ class Maintenance:
                 _log.exception("maintenance failed, it will be tried again", failures=failures)
             if failures:
                 await self._clock.sleep(min(BACKOFF_MAX, 2.0 ** min(failures, 6)))
-            elif not worked:
-                await self._rest()
 
     async def step(self) -> bool:
         """Do the one thing that is due now; False if there is none."""

@@ -103,6 +103,7 @@ class RaftThread(Generic[Command, State, Result]):
         self._quit: asyncio.Event | None = None
         self._notice_sent = False
         self._closing = False  # its loop takes no calls any more
+        self._turned_at: float | None = None
         self._idle = Leadership(node=settings.node, leader=None, term=0, is_leader=False)
         self._watchers: Watchers[State] = Watchers(lambda: (self.state, self.leadership))
         self._main: asyncio.AbstractEventLoop | None = None
@@ -131,6 +132,11 @@ class RaftThread(Generic[Command, State, Result]):
     def address(self) -> Address | None:
         """Where peers are listened to; None for a single node."""
         return self._address
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since the Raft thread last was free to act: long if its disk hangs."""
+        return 0.0 if self._turned_at is None else max(0.0, self._clock.monotonic() - self._turned_at)
 
     async def step_aside(self) -> None:
         """Hand leadership over if this node leads and another can; to be called while it still serves."""
@@ -319,7 +325,7 @@ class RaftThread(Generic[Command, State, Result]):
             await self._listen(streams)
         self._log, self._streams = log, streams
         self._tell_main(_set_ready, ready)
-        watch = asyncio.get_running_loop().create_task(self._watch_keys(log, stored))
+        watch = asyncio.get_running_loop().create_task(self._watch(log, stored))
         try:
             await self._until_told(log)
         finally:
@@ -359,9 +365,10 @@ class RaftThread(Generic[Command, State, Result]):
             on_link=log.link,
         )
 
-    async def _watch_keys(self, log: ReplicatedLog[Command, State, Result], stored: StoredKeys[State]) -> None:
+    async def _watch(self, log: ReplicatedLog[Command, State, Result], stored: StoredKeys[State]) -> None:
         try:
             while True:
+                self._turned_at = self._clock.monotonic()
                 if stored.look():
                     log.compact()
                 await self._clock.sleep(LOOK_EVERY)

@@ -24,7 +24,7 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 # Top to bottom; a package stands for itself ("" is its __init__). Imports go downwards, or stay within one package.
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output", "recover"}},
-    {"": {"daemon", "own_secret"}},
+    {"": {"daemon", "own_secret", "supervision"}},
     {"api": {"", "agent", "connect_ca", "metrics", "operator", "origin", "query", "routes", "server", "status"}},
     {"": {"leaf_cache"}},
     {"forwarding": {"", "channel", "leader"}},

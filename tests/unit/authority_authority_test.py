@@ -151,6 +151,18 @@ async def test_trouble_that_passes_is_overcome_by_itself() -> None:
         assert await node.sign("web")
 
 
+async def test_an_office_that_ends_by_itself_ends_the_authority() -> None:
+    class Stopped(ManualClock):
+        async def sleep(self, seconds: float) -> None:
+            raise LookupError("a defect")
+
+    node = build_node(FakeLog(), clock=Stopped())
+    node.control.failures["prepare"] = ProviderUnavailable("the backend is asleep")
+
+    with pytest.raises(LookupError, match="a defect"):
+        await asyncio.wait_for(node.authority.run(), 10)
+
+
 async def test_a_better_configuration_gets_a_ca_out_of_trouble() -> None:
     node = build_node(FakeLog())
     node.control.failures["prepare"] = ProviderUnavailable("the backend is asleep")

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from structlog.testing import capture_logs
 
 from caserver.authority.clock_guard import STEADY
-from caserver.authority.maintenance import LOOK_AGAIN
+from caserver.authority.maintenance import LOOK_AGAIN, agenda
 from caserver.errors import ProviderUnavailable
 from caserver.state.commands import ProviderRetired, PruneRoots
+from tests.testkit.fakes import FakeLog
 from tests.testkit.nodes import (
     DAY,
     Node,
@@ -54,6 +58,27 @@ async def test_retiring_is_tried_again_until_it_works_also_by_a_later_leader() -
             second.log.become_leader()
             await node.clock.advance(STEADY + LOOK_AGAIN)
             assert owed(second) == 0
+
+
+async def test_a_defect_between_two_steps_does_not_end_maintenance(monkeypatch: pytest.MonkeyPatch) -> None:
+    defects = iter([LookupError("a defect"), LookupError("another")])
+    node = build_node(FakeLog())
+    changed = node.log.changed
+
+    async def failing(select: Any, seen: Any) -> Any:
+        if select is agenda and (defect := next(defects, None)) is not None:
+            raise defect
+        return await changed(select, seen)
+
+    monkeypatch.setattr(node.log, "changed", failing)
+    with capture_logs() as lines:
+        async with running(node):
+            await node.clock.advance(STEADY)
+            await node.configure({**operator_root("ec-256"), **UNLIMITED})
+            await node.clock.advance(20)
+            assert owed(node) == 0
+
+    assert [each["event"] for each in lines].count("maintenance failed, it will be tried again") == 2
 
 
 async def test_a_provider_that_cannot_be_retired_holds_up_nothing_else() -> None:
