@@ -142,7 +142,7 @@ class TortureLoad:
         ):
             for node in self._nodes:
                 client = _Client(self, node, session)
-                for step in (client.configure, client.read_roots, client.sign, client.sign):
+                for step in (client.configure, client.look, client.read_roots, client.sign, client.sign):
                     clients.create_task(self._repeat(step))
 
     async def _repeat(self, step: Callable[[], Coroutine[Any, Any, Any]]) -> None:
@@ -215,11 +215,15 @@ class _Client:
         """Read or write or compare-and-set."""
         chance = self._load.chance()
         if self._known is None or chance.random() < 0.6:
-            await self.read(chance.choice(["", "consistent", "consistent", "stale"]))
+            await self.look()
         elif chance.random() < 0.5:
             await self.write(None)
         else:
             await self.write(self._known)
+
+    async def look(self) -> None:
+        """A read; also by a client that never writes, so that no held write keeps a node that is cut off from telling."""
+        await self.read(self._load.chance().choice(["", "consistent", "consistent", "stale"]))
 
     async def read(self, mode: str) -> None:
         invoked = time.monotonic()
