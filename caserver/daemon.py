@@ -59,7 +59,10 @@ WORKERS = 4  # threads for key generation and slow signatures
 # New objects before the young are collected; such collections before the next older ones are (see ``calm_collector``).
 COLLECTOR_THRESHOLDS = (1_000, 5, 100)
 
-_MEND = "mend or replace the disk of data_dir; if the data is lost, start with -rejoin while most other nodes are up"
+_MEND = (
+    "mend or replace the disk of data_dir; if the data is lost, restore a backup (a single node), or start with -rejoin "
+    "while most other nodes are up"
+)
 _REMEDIES = {
     errno.ENOSPC: "make room on the disk of data_dir and start again: nothing that was acknowledged is lost",
     errno.EDQUOT: "raise the quota of the disk of data_dir and start again: nothing that was acknowledged is lost",

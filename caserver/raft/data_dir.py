@@ -20,7 +20,7 @@ import structlog
 from caserver.errors import Corrupt
 from caserver.internode.membership import FIRST_GENERATION, Membership, names_digest
 from caserver.raft import snapshot_file
-from caserver.raft.journal import JOURNAL_FILE, Entry, Journal, replace_file
+from caserver.raft.journal import JOURNAL_FILE, Damaged, Entry, Journal, replace_file
 from caserver.raft.ports import Disk
 from caserver.raft.seam import FIRST_INDEX
 from caserver.raft.snapshot_file import SNAPSHOT_FILE
@@ -33,6 +33,11 @@ DATA_FILES = frozenset(_KEPT + tuple(name + _OLD for name in _KEPT))  # all that
 _REMEDY = (
     "give the node its old data directory back, or, if that is lost, start it with -rejoin while a majority of the "
     "other nodes is up"
+)
+
+_ALONE = (  # -rejoin would make a second CA under the name of the first
+    "restore data_dir from a backup; or, if a new CA may take the place of the one that is lost, empty it and start "
+    "without -rejoin"
 )
 
 _log = structlog.get_logger(__name__)
@@ -56,6 +61,11 @@ class Marker:
     def of(cls, node: str, names: Collection[str]) -> Marker:
         """The marker of a new node."""
         return cls(node=node, names=names_digest(names), members=tuple(sorted(set(names))))
+
+    @property
+    def alone(self) -> bool:
+        """Whether there are no other nodes; False if the marker does not tell."""
+        return self.members == (self.node,)
 
     @property
     def imported(self) -> bool:
@@ -112,14 +122,17 @@ class DataDir:
         if found.marker is not None and (found.marker.initialised or found.marker.imported):
             _require_same(found.marker, fresh)
         fault = found.fault()
-        starts_over = fault is not None and (rejoin or found.is_learner)
+        alone = fresh.alone
+        starts_over = fault is not None and not alone and (rejoin or found.is_learner)
         if fault is not None and not starts_over:
-            raise Corrupt(f"{fault}; {found.remedy}")
+            raise Corrupt(f"{fault}; {found.remedy(alone=alone)}")
         if starts_over:
             _log.warning("rejoin_started_over", reason=fault)
             # Before the marker: a crash in between must not leave a learner with a log that nobody vouches for.
             _clear(disk, keep=found.marker is None or not (found.is_learner or found.marker.importing))
         marker = found.learner(fresh) if starts_over else found.carried_on(fresh, rejoin=rejoin)
+        if alone and marker.rejoining:
+            raise Corrupt(f"there are no other nodes to rejoin, this is a single node; {_ALONE}")
         if marker != found.marker:
             disk.replace(MARKER_FILE, marker.encode())
         return cls(disk, marker, names)
@@ -133,13 +146,21 @@ class DataDir:
         disk.lock()
         found = _Found.look(disk)
         if (fault := found.fault()) is not None:
-            raise Corrupt(f"{fault}; {found.remedy}")
+            raise Corrupt(f"{fault}; {found.remedy(alone=found.marker is not None and found.marker.alone)}")
         if found.marker is None:
             raise Corrupt(f"there is no {MARKER_FILE} here, no node has run on it: give the data_dir of a node")
         return cls(disk, found.marker, found.marker.members)
 
     def load(self, *, on_fault: Callable[[OSError], None]) -> tuple[Journal, snapshot_file.Snapshot | None]:
         """Open snapshot and journal and bring them in line; Corrupt, with a remedy, if they cannot be trusted."""
+        try:
+            return self._load(on_fault)
+        except Damaged as exc:
+            if self._marker.alone:
+                raise Corrupt(f"{exc.problem}; {_ALONE}") from exc
+            raise
+
+    def _load(self, on_fault: Callable[[OSError], None]) -> tuple[Journal, snapshot_file.Snapshot | None]:
         snapshot = snapshot_file.read(self._disk)
         journal = Journal(self._disk, on_fault=on_fault)
         if journal.torn_bytes:
@@ -247,12 +268,11 @@ class _Found:
             return f"there is a snapshot and no {JOURNAL_FILE}: term and vote are lost"
         return None
 
-    @property
-    def remedy(self) -> str:
-        """What to do about the fault."""
+    def remedy(self, *, alone: bool) -> str:
+        """What to do about the fault; ``alone`` if there are no other nodes."""
         if self.marker is not None and self.marker.importing:
             return "run it again with the same exports"
-        return _REMEDY
+        return _ALONE if alone else _REMEDY
 
     def learner(self, fresh: Marker) -> Marker:
         """The marker of a node that starts over; it stays in the cluster that it is known to have been in."""

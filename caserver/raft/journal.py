@@ -46,6 +46,14 @@ REMEDY = (
 )
 
 
+class Damaged(Corrupt):
+    """Files of a node cannot be trusted; the text tells a node of a cluster what to do, a single node must be told else."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; {REMEDY}")
+        self.problem = problem
+
+
 class JournalFailed(Exception):
     """The disk refused a write or a flush; the node must stop and promise nothing more."""
 
@@ -131,7 +139,7 @@ def _vote_body(term: int, vote: str | None) -> bytes:
 def _read(content: bytes) -> tuple[_Contents, int]:
     """What a file holds, and the offset behind its last intact record."""
     if not content.startswith(_MAGIC):
-        raise Corrupt(f"{JOURNAL_FILE} is empty, cut short or not a caserver journal; {REMEDY}")
+        raise Damaged(f"{JOURNAL_FILE} is empty, cut short or not a caserver journal")
     contents, offset = _Contents(), len(_MAGIC)
     while offset < len(content):
         record = _record_at(content, offset)
@@ -141,10 +149,10 @@ def _read(content: bytes) -> tuple[_Contents, int]:
         try:
             contents.replay(record)
         except (ValueError, KeyError, TypeError, struct.error) as exc:
-            raise Corrupt(f"{JOURNAL_FILE}: the record at byte {offset} makes no sense ({exc}); {REMEDY}") from exc
+            raise Damaged(f"{JOURNAL_FILE}: the record at byte {offset} makes no sense ({exc})") from exc
         offset = record.end
     if offset == len(_MAGIC):  # every file begins with term and vote, made whole under its name
-        raise Corrupt(f"{JOURNAL_FILE} is cut short; {REMEDY}")
+        raise Damaged(f"{JOURNAL_FILE} is cut short")
     return contents, offset
 
 
@@ -153,9 +161,9 @@ def _require_torn(content: bytes, damaged: int) -> None:
     for offset in range(damaged + 1, len(content) - _FRAME.size):
         record = _record_at(content, offset)
         if record is not None and record.durable > damaged:
-            raise Corrupt(
+            raise Damaged(
                 f"{JOURNAL_FILE}: byte {damaged} of {len(content)} was durable and is damaged now "
-                f"(a failing disk, or an edited file); {REMEDY}"
+                "(a failing disk, or an edited file)"
             )
 
 
@@ -249,10 +257,10 @@ class Journal(pysyncobj_journal.Journal):  # type: ignore[misc]  # pysyncobj shi
         entries = self._contents.entries
         if snapshot is None:
             if entries and entries[0][1] != 1:
-                raise Corrupt(f"{JOURNAL_FILE} starts at {entries[0][1]} and there is no snapshot; {REMEDY}")
+                raise Damaged(f"{JOURNAL_FILE} starts at {entries[0][1]} and there is no snapshot")
             return
         if self._fresh:
-            raise Corrupt(f"there is a snapshot and no {JOURNAL_FILE}: term and vote are lost; {REMEDY}")
+            raise Damaged(f"there is a snapshot and no {JOURNAL_FILE}: term and vote are lost")
         tail = self._behind(snapshot[1])
         if (*snapshot, *tail) != tuple(entries):
             self.rewrite([*snapshot, *tail])
@@ -264,12 +272,12 @@ class Journal(pysyncobj_journal.Journal):  # type: ignore[misc]  # pysyncobj shi
         if not entries or entries[-1][1] < index:
             return []
         if entries[0][1] > index:
-            raise Corrupt(f"the snapshot ends at {index}, {JOURNAL_FILE} starts at {entries[0][1]}; {REMEDY}")
+            raise Damaged(f"the snapshot ends at {index}, {JOURNAL_FILE} starts at {entries[0][1]}")
         position = index - entries[0][1]
         if entries[position][2] == term:
             return entries[position + 1 :]
         if commit >= index:
-            raise Corrupt(f"snapshot and {JOURNAL_FILE} contradict each other at committed entry {index}; {REMEDY}")
+            raise Damaged(f"snapshot and {JOURNAL_FILE} contradict each other at committed entry {index}")
         return []  # never committed: a snapshot installed from the leader took their place
 
     # --- what pysyncobj calls
@@ -386,7 +394,7 @@ class Journal(pysyncobj_journal.Journal):  # type: ignore[misc]  # pysyncobj shi
             return
         index = entries[position][1]
         if index <= self._contents.commit:
-            raise Corrupt(f"the leader contradicts entry {index}, which is committed here; {REMEDY}")
+            raise Damaged(f"the leader contradicts entry {index}, which is committed here")
         self._put(b"T", _INDEX.pack(index))
         del entries[position:]
 
@@ -411,7 +419,6 @@ class Journal(pysyncobj_journal.Journal):  # type: ignore[misc]  # pysyncobj shi
     def _require_committed(self) -> None:
         entries, commit = self._contents.entries, self._contents.commit
         if entries and entries[-1][1] < commit:
-            raise Corrupt(
-                f"entry {commit} is committed, but {JOURNAL_FILE} ends at {entries[-1][1]}: "
-                f"a part of it is lost; {REMEDY}"
+            raise Damaged(
+                f"entry {commit} is committed, but {JOURNAL_FILE} ends at {entries[-1][1]}: a part of it is lost"
             )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caserver.errors import Corrupt
-from caserver.raft.journal import REMEDY, Entry
+from caserver.raft.journal import Damaged, Entry
 from caserver.raft.ports import Disk
 
 SNAPSHOT_FILE = "snapshot"
@@ -59,14 +59,14 @@ def write(disk: Disk, *, previous: Entry, last: Entry, slices: Iterable[bytes]) 
 
 
 def read(disk: Disk) -> Snapshot | None:
-    """The stored snapshot, verified; None if there is none. Corrupt says what to do about a damaged one."""
+    """The stored snapshot, verified; None if there is none. Damaged if it is not as it was written."""
     content = disk.read(SNAPSHOT_FILE)
     if content is None:
         return None
     try:
         return decode(content)
     except Corrupt as exc:
-        raise Corrupt(f"{exc}; {REMEDY}") from exc
+        raise Damaged(str(exc)) from exc
 
 
 def decode(content: bytes) -> Snapshot:

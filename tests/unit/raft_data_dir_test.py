@@ -14,6 +14,7 @@ from caserver.raft.journal import JOURNAL_FILE
 
 NAMES = ("n1", "n2", "n3")
 CLUSTER, OTHER = "11111111-0000-4000-8000-000000000000", "22222222-0000-4000-8000-000000000000"
+FILES = (MARKER_FILE, JOURNAL_FILE, snapshot_file.SNAPSHOT_FILE)
 PREVIOUS, LAST = (b"\x00a", 8, 2), (b"\x00b", 9, 2)
 
 
@@ -38,10 +39,10 @@ def started(disk: MemoryDisk, **options: Any) -> DataDir:
         return directory
 
 
-def member(*, snapshot: bool = False) -> MemoryDisk:
+def member(*, snapshot: bool = False, names: Collection[str] = NAMES) -> MemoryDisk:
     """The directory of a voter."""
     disk = MemoryDisk()
-    with opened(disk) as directory:
+    with opened(disk, names=names) as directory:
         journal, _ = directory.load(on_fault=no_fault)
         directory.mark_initialised()
         directory.mark_cluster(CLUSTER)
@@ -111,7 +112,7 @@ class TestOrdinaryStarts:
 
 class TestRefusals:
     def refused(self, disk: MemoryDisk, text: str, **options: Any) -> None:
-        before = {name: disk.read(name) for name in (MARKER_FILE, JOURNAL_FILE, snapshot_file.SNAPSHOT_FILE)}
+        before = {name: disk.read(name) for name in FILES}
         with pytest.raises(Corrupt, match=text):
             started(disk, **options)
         disk.close()
@@ -189,6 +190,51 @@ class TestRefusals:
 
         with pytest.raises(Corrupt, match=f"belongs to cluster {CLUSTER}"):
             directory.mark_cluster(OTHER)
+
+
+class TestSingleNode:
+    """Nobody can teach it what it lost: its only ways are a backup and, if that is what its operator wants, a new CA."""
+
+    REMEDY = "restore data_dir from a backup; .*new CA.*, empty it and start without -rejoin"
+
+    def refused(self, disk: MemoryDisk, **options: Any) -> str:
+        before = {name: disk.read(name) for name in FILES}
+        with pytest.raises(Corrupt, match=self.REMEDY) as caught:
+            started(disk, names=("n1",), **options)
+        disk.close()
+
+        assert {name: disk.read(name) for name in FILES} == before
+        return str(caught.value)
+
+    @pytest.mark.parametrize("rejoin", [False, True])
+    @pytest.mark.parametrize("lost", [(JOURNAL_FILE,), (MARKER_FILE,), (MARKER_FILE, JOURNAL_FILE)])
+    def test_lost_files_are_never_started_over(self, lost: Collection[str], rejoin: bool) -> None:  # noqa: FBT001
+        disk = member(snapshot=True, names=("n1",))
+        for name in lost:
+            disk.replace(name, None)
+
+        said = self.refused(disk, rejoin=rejoin)
+        assert "majority" not in said
+
+    def test_a_new_directory_is_not_for_rejoining(self) -> None:
+        assert "no other nodes to rejoin" in self.refused(MemoryDisk(), rejoin=True)
+
+    def test_a_learner_whose_peers_are_gone_is_no_voter(self) -> None:
+        disk = MemoryDisk()
+        started(disk, rejoin=True)
+
+        self.refused(disk)
+
+    @pytest.mark.parametrize("rejoin", [False, True])
+    @pytest.mark.parametrize("name", [JOURNAL_FILE, snapshot_file.SNAPSHOT_FILE])
+    def test_damaged_files_are_told_the_same(self, name: str, rejoin: bool) -> None:  # noqa: FBT001
+        disk = member(snapshot=True, names=("n1",))
+        disk.replace(name, b"CA damaged")
+
+        assert self.refused(disk, rejoin=rejoin).count("-rejoin") == 1
+
+    def test_the_flag_on_a_complete_directory_does_no_harm(self) -> None:
+        assert started(member(names=("n1",)), names=("n1",), rejoin=True).initialised
 
 
 class TestRejoin:
