@@ -208,7 +208,7 @@ class TestSingleNode:
 
     @pytest.mark.parametrize("rejoin", [False, True])
     @pytest.mark.parametrize("lost", [(JOURNAL_FILE,), (MARKER_FILE,), (MARKER_FILE, JOURNAL_FILE)])
-    def test_lost_files_are_never_started_over(self, lost: Collection[str], rejoin: bool) -> None:  # noqa: FBT001
+    def test_lost_files_are_never_started_over(self, lost: Collection[str], rejoin: bool) -> None:
         disk = member(snapshot=True, names=("n1",))
         for name in lost:
             disk.replace(name, None)
@@ -227,7 +227,7 @@ class TestSingleNode:
 
     @pytest.mark.parametrize("rejoin", [False, True])
     @pytest.mark.parametrize("name", [JOURNAL_FILE, snapshot_file.SNAPSHOT_FILE])
-    def test_damaged_files_are_told_the_same(self, name: str, rejoin: bool) -> None:  # noqa: FBT001
+    def test_damaged_files_are_told_the_same(self, name: str, rejoin: bool) -> None:
         disk = member(snapshot=True, names=("n1",))
         disk.replace(name, b"CA damaged")
 
