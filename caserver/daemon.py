@@ -308,8 +308,11 @@ class _Agent:
     def _readiness(self, raft: RaftThread[Command, CAState, Result], authority: Authority) -> Readiness:
         since = self._leaderless_since
         degraded = list(authority.degraded)
-        if not raft.leadership.is_voter:
-            reason = "this node is catching up and has no vote yet; do not stop another server until it has"
+        obstacle = raft.leadership.obstacle
+        if obstacle is not None:
+            degraded.insert(0, ("NotFounded", obstacle))
+        elif not raft.leadership.is_voter:
+            reason = "this node has no vote until it has caught up with a leader; do not stop another server before"
             degraded.insert(0, ("NotAVoter", reason))
         if since is not None:
             degraded.insert(0, ("NoLeader", "no leader is known"))

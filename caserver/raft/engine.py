@@ -475,15 +475,6 @@ class Engine:
         elif standing is Standing.FOUNDING and self._node < min(self._guard.peers) and self._guard.may_campaign():
             self._timer.deadline = self._clock.monotonic()  # nobody ever led: one of all need not wait for a leader
 
-    def missing(self) -> list[str]:
-        """Peers that a new cluster still has to hear from before its first election; none in any other."""
-        guard, standing = self._guard, self._standing()
-        if standing is Standing.EMPTY:
-            return [peer for peer, view in guard.peers.items() if view.standing is Standing.UNKNOWN]
-        if standing is Standing.FOUNDING:
-            return [peer for peer in guard.peers if not guard.is_voter(peer)]
-        return []
-
     def _consider_founding(self, peer: str, view: PeerView) -> None:
         if view.standing is Standing.MEMBER:
             found = "holds no log" if self._origin == FIRST_INDEX else "holds what was imported and nothing later"
@@ -555,6 +546,7 @@ class Engine:
             clock_offset=further,
             clock_outvoted=nearer,
             peers=peers,
+            obstacle=self._guard.obstacle(),
             keys=keys if self.keys is None else keys | {self._node: self.keys},
         )
 

@@ -53,6 +53,8 @@ class Standing(StrEnum):
 
 _VOTERS = {Standing.FOUNDING, Standing.MEMBER}
 _WITHOUT_ENTRIES = {Standing.EMPTY, Standing.FOUNDING}
+_NOT_FOUNDED = "a new cluster elects its first leader once every listed node takes part; not yet: "
+_NOTHING_TO_REJOIN = "nothing to rejoin: no node of this cluster ever held an entry; remove -rejoin and empty the data directory of this node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +267,32 @@ class Guard:
     def all_without_entries(self) -> bool:
         """Whether every listed peer reported, in this life of this node, that it never held an entry."""
         return all(view.standing in _WITHOUT_ENTRIES for view in self.peers.values())
+
+    def obstacle(self) -> str | None:
+        """What keeps a cluster that was never founded from being so, and what to do about it; None in any other."""
+        standing = self._reactions.standing()
+        if standing is Standing.LEARNER:
+            return _NOTHING_TO_REJOIN if self._nobody_has_entries() else None
+        counted = {Standing.EMPTY: _WITHOUT_ENTRIES, Standing.FOUNDING: _VOTERS}.get(standing)
+        if counted is None:
+            return None
+        missing = [
+            f"{peer} ({self._shown(view.standing)})"
+            for peer, view in self.peers.items()
+            if view.standing not in counted
+        ]
+        return _NOT_FOUNDED + ", ".join(missing) if missing else None
+
+    def _nobody_has_entries(self) -> bool:
+        """Whether no peer holds anything, so that whoever waits to learn from them waits in vain."""
+        return all(view.standing in _WITHOUT_ENTRIES | {Standing.LEARNER} for view in self.peers.values())
+
+    def _shown(self, standing: Standing) -> str:
+        if standing is Standing.UNKNOWN:
+            return "not heard from since this node started"
+        if standing is Standing.LEARNER and self._nobody_has_entries():
+            return "learner: remove -rejoin there and empty its data directory"
+        return standing.value
 
     def _votes(self) -> bool:
         return self._reactions.standing() in _VOTERS

@@ -99,6 +99,8 @@ class Leadership:
     clock_offset: float = field(default=0.0, compare=False)
     clock_outvoted: float = field(default=0.0, compare=False)
     peers: Mapping[str, bool] = field(default_factory=dict, compare=False)  # name -> connected, without this node
+    # Why there will be no leader, and what to do: of a cluster that was never founded, as it looks from this node.
+    obstacle: str | None = field(default=None, compare=False)
     # This node's report and those of the peers that said so since they are linked.
     keys: Mapping[str, KeyReport] = field(default_factory=dict, compare=False)
 

@@ -279,13 +279,9 @@ class ReplicatedLog(Generic[Command, State, Result]):
             _log.info("standing", standing=self._standing.value)
         if self._clock.monotonic() >= self._hint_at:
             self._hint_at = self._clock.monotonic() + _HINT_EVERY
-            missing = engine.missing()
-            if missing:
-                _log.warning(
-                    "new_cluster_waits",
-                    missing=missing,
-                    remedy="a new cluster elects its first leader once every listed node has been heard from",
-                )
+            obstacle = engine.leadership().obstacle
+            if obstacle is not None:
+                _log.warning("not_founded", reason=obstacle)
 
     def _publish(self, engine: Engine) -> None:
         state, leadership = self._machine.state, engine.leadership()

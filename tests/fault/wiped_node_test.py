@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 
 from tests.fault.leader_loss_test import change_ttl, under_load
@@ -70,3 +72,28 @@ def test_a_wiped_node_is_replaced_under_load(tmp_path: Path) -> None:
 
         assert load.complaints == []
         check_invariants(cluster, load.witness)
+
+
+def test_a_new_cluster_in_which_one_node_shall_rejoin_says_why_it_does_not_begin(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        eager, *others = cluster.nodes
+        eager.extra.append("-rejoin")
+        cluster.start()
+
+        def told(node: Node, words: str) -> bool | None:
+            reply = node.try_get("/v1/status/ready")
+            if reply is None:
+                return None
+            found = {each["Code"]: each["Reason"] for each in json.loads(reply.text)["Degraded"]}
+            return True if reply.status == 503 and words in found.get("NotFounded", "") else None
+
+        wait_for("the learner to say that there is nothing to learn", lambda: told(eager, "nothing to rejoin"))
+        for node in others:
+            wait_for(f"{node.name} to say whom it waits for", partial(told, node, f"{eager.name} (learner: "))
+
+        cluster.stop(eager)
+        for file in eager.data_dir.iterdir():
+            file.unlink()
+        eager.extra.remove("-rejoin")
+        cluster.start(eager)
+        cluster.wait_ready()

@@ -34,6 +34,62 @@ def test_a_new_cluster_elects_nobody_before_every_listed_node_has_reported_empty
     assert [node.machine.state for node in lab.nodes.values()] == [("x",)] * 3
 
 
+def obstacles(lab: Lab) -> list[str | None]:
+    return [node.engine.leadership().obstacle for node in lab.nodes.values()]
+
+
+def test_a_new_cluster_with_a_node_that_shall_rejoin_says_so_on_every_node():
+    lab = Lab("ABC", founded=False)
+    lab.start("A", rejoin=True)
+    lab.link("B", "C")
+    lab.run(5, step=0.05)
+    assert lab.leaders() == []
+    learner, *others = obstacles(lab)
+    assert learner == (
+        "nothing to rejoin: no node of this cluster ever held an entry; "
+        "remove -rejoin and empty the data directory of this node"
+    )
+    assert (
+        others
+        == [
+            (
+                "a new cluster elects its first leader once every listed node takes part; "
+                "not yet: A (learner: remove -rejoin there and empty its data directory)"
+            )
+        ]
+        * 2
+    )
+
+    lab.crash("A")
+    lab.start("A")
+    lab.await_leader()
+    lab.run(0.2)
+    assert obstacles(lab) == [None] * 3
+
+
+def test_a_learner_is_not_sent_away_while_some_node_may_have_what_it_lost():
+    lab = Lab("ABC", founded=False)
+    lab.start("A", rejoin=True)
+    lab.unlink("A", "C")
+    lab.run(5, step=0.05)
+    learner, waiting, _ = obstacles(lab)
+    assert learner is None
+    assert waiting is not None
+    assert waiting.endswith("not yet: A (learner), C (not heard from since this node started)")
+
+
+def test_a_node_that_learns_from_members_is_told_of_no_obstacle():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.run(0.2)
+    lab.crash("C")
+    lab.start("C", rejoin=True)
+    for _ in range(20):
+        lab.run(0.05)
+        assert obstacles(lab) == [None] * 3
+    assert lab["C"].standing() is Standing.MEMBER
+
+
 def test_a_founding_node_that_restarts_is_still_counted():
     lab = Lab("ABC", founded=False)
     lab.link_all()

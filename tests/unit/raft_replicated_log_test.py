@@ -222,7 +222,9 @@ async def test_an_operator_is_told_whom_a_new_cluster_waits_for():
     with structlog.testing.capture_logs() as lines:
         log.link("C", up=False)
         await asyncio.sleep(0.01)
-    assert [each["missing"] for each in lines if each["event"] == "new_cluster_waits"] == [["C"]]
+    (told,) = [each["reason"] for each in lines if each["event"] == "not_founded"]
+    assert told.endswith("not yet: C (not heard from since this node started)")
+    assert told == log.leadership.obstacle
     log.stop()
 
 
