@@ -49,10 +49,8 @@ def test_a_new_cluster_with_a_node_that_shall_rejoin_says_so_on_every_node():
         "nothing to rejoin: no node of this cluster ever held an entry; "
         "remove -rejoin and empty the data directory of this node"
     )
-    assert set(others) == {
-        "a new cluster elects its first leader once every listed node takes part; "
-        "not yet: A (learner: remove -rejoin there and empty its data directory)"
-    }
+    told = "not yet: A (learner: remove -rejoin there and empty its data directory)"
+    assert set(others) == {f"a new cluster elects its first leader once every listed node takes part; {told}"}
 
     lab.crash("A")
     lab.start("A")

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from caserver import wire
+from caserver.authority.operations import servers
 from caserver.environment import InlineWorkers
 from caserver.errors import Unavailable
 from caserver.raft.disk import MemoryDisk
@@ -40,6 +42,23 @@ def test_a_follower_knows_of_its_peers_but_not_their_logs() -> None:
 
     assert {each.last_index for each in peers.values()} == {0}
     assert all(each.voter for each in peers.values())
+
+
+def test_a_wiped_server_is_shown_without_a_vote_until_it_is_promoted() -> None:
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.run(0.2)
+    lab.crash("C")
+    lab.start("C", rejoin=True)
+    lab.run(0.1)
+
+    def shown(name: str) -> dict[str, bool]:
+        found = wire.encode_raft_configuration(servers(lab[name].engine.status(), now=0.0), {})["Servers"]
+        return {each["Node"]: each["Voter"] for each in found}
+
+    assert [shown(name) for name in "ABC"] == [{"A": True, "B": True, "C": False}] * 3
+    lab.run(3.0)
+    assert [shown(name) for name in "ABC"] == [{"A": True, "B": True, "C": True}] * 3
 
 
 def test_a_peer_that_falls_silent_ages_and_lags() -> None:
