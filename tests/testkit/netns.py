@@ -20,7 +20,7 @@ from typing import Self
 NEEDED = ("ip", "unshare", "nsenter", "setpriv", "mount")
 PREFIX = "10.77.0"
 NOBODY = "02:00:00:00:00:ff"  # no interface here has it
-OUTSIDE = "CASERVER_TESTS_OUTER_NAMESPACES"  # environment: which namespaces the program was in before it made its own
+OUTSIDE = "TORTURE_OUTER_NAMESPACES"  # environment: which namespaces the program was in before it made its own
 UNSHARE = ("unshare", "--net", "--mount", "--propagation", "private", "--")
 _PROBE = "ip link add probe0 type veth peer name probe1 && ip link add probe2 type bridge"
 
