@@ -54,6 +54,7 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 LEADERLESS_MAX = 10.0  # seconds without a leader before this node says that it is not ready
 LOG_SILENT_MAX = 5.0  # seconds that the log may be busy with one thing before this node says that it is not ready
+FAILED_GRACE = 0.5  # seconds for calls under way when the node cannot go on
 LOG_STOP_MAX = 10.0  # seconds that it may take to stop: a disk that hangs holds it for ever
 WORKERS = 4  # threads for key generation and slow signatures
 # New objects before the young are collected; such collections before the next older ones are (see ``calm_collector``).
@@ -119,6 +120,7 @@ class _Agent:
         self._leaderless_since: float | None = float("-inf")
         self._key_ids: tuple[str, ...] = ()
         self._stopping = asyncio.Event()
+        self._cannot_go_on = False
         self._supervisor = Supervisor()
 
     async def run(self) -> int:
@@ -136,6 +138,7 @@ class _Agent:
             await asyncio.wait((stopping, *failures), return_when=asyncio.FIRST_COMPLETED)
             failed = next((each for each in failures if each.done()), None)
             if failed is not None:
+                self._cannot_go_on = True
                 _log.error("the agent stops, it cannot go on", reason=_explained(failed.exception()))
                 return EXIT_FAILED
             _log.info("stopping")
@@ -143,6 +146,13 @@ class _Agent:
             await raft.step_aside()
         _log.info("stopped")
         return EXIT_OK
+
+    async def _close(self, served: ApiServer | Channel) -> None:
+        """Let the calls under way end; after a failure none can, and who waits is better served by another node."""
+        if self._cannot_go_on:
+            await served.close(grace=FAILED_GRACE)
+        else:
+            await served.close()
 
     def _told_to_stop(self) -> None:
         if self._stopping.is_set():
@@ -180,7 +190,7 @@ class _Agent:
         channel = self._channel(identity, operations)
         if config.peers:
             await channel.start()
-        stack.push_async_callback(channel.close)
+        stack.push_async_callback(self._close, channel)
         leader = Leader(
             raft,
             execute=operations.execute,
@@ -297,7 +307,7 @@ class _Agent:
             hosts=self._hosts,
         )
         await server.start()
-        stack.push_async_callback(server.close)
+        stack.push_async_callback(self._close, server)
         _log.info(
             "agent started",
             http=", ".join(f"{host}:{port}" for host, port in server.addresses),

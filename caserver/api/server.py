@@ -149,8 +149,8 @@ class ApiServer:
         """Host and port of every bound socket, in the order of the listeners."""
         return [] if self._http is None else [found for each in self._http.listening for found in each.addresses]
 
-    async def close(self) -> None:
-        """Stop listening, end blocking queries, give the other requests a moment."""
+    async def close(self, *, grace: float = SHUTDOWN_DEADLINE) -> None:
+        """Stop listening, end blocking queries, give the other requests ``grace`` seconds."""
         self._node.blocked.cancel()
         http, self._http = self._http, None
         if http is None:
@@ -158,7 +158,7 @@ class ApiServer:
         for each in http.listening:
             each.close()
         http.pre_shutdown()
-        await http.shutdown(SHUTDOWN_DEADLINE)
+        await http.shutdown(grace)
         for each in http.listening:
             await each.wait_closed()
 

@@ -127,15 +127,15 @@ class Channel:
             raise RuntimeError("the channel is not started")
         return self._http.listening.addresses[0]
 
-    async def close(self) -> None:
-        """Stop listening, end what is being served, drop all connections."""
+    async def close(self, *, grace: float = _SHUTDOWN_DEADLINE) -> None:
+        """Stop listening, give what is being served ``grace`` seconds, drop all connections."""
         http, self._http = self._http, None
         listening = None if http is None else http.listening
         if listening is not None:
             listening.close()
         if http is not None:
             http.pre_shutdown()
-            await http.shutdown(_SHUTDOWN_DEADLINE)
+            await http.shutdown(grace)
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
