@@ -6,6 +6,7 @@ leaves of today. The handshakes themselves are ``pki.proof``'s.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,7 +20,7 @@ from caserver.pki.csr import make_csr
 from caserver.pki.keys import pkcs8_pem, public_key_der
 from caserver.pki.proof import Cell, Endpoint, prove
 from caserver.pki.spiffe import leaf_common_name
-from caserver.state.model import CAState
+from caserver.state.model import CARoot, CAState
 
 LIFE = 300  # seconds
 BACKDATED = 60  # seconds, like any leaf
@@ -48,12 +49,14 @@ class Probe:
         root_pem: str,
         signer_pem: str,
         intermediates: tuple[str, ...],
+        beyond: Collection[str],
         now: datetime,
     ) -> tuple[str, ...]:
         """Which leaf would not verify under which bundle, and why; empty if the rotation is safe.
 
         ``old`` is None if the old root does not vouch for the new one; then only the new bundles are proven.
-        ``signer_pem`` is the certificate whose key signs the new leaves: the root, or the first intermediate.
+        ``signer_pem`` is the certificate whose key signs the new leaves: the root, or the first intermediate. Roots
+        ``beyond`` reach (PEM) are known not to accept them and are not asked.
         """
         fresh = await self._leaf(state, new, signer_pem, intermediates, now)
         cells = [Cell("new leaf under the new root alone", fresh.endpoint, (root_pem,))]
@@ -63,7 +66,8 @@ class Probe:
         if old is not None:
             hops = tuple(hop for hop, not_after in old.hops if not_after > now.timestamp())
             present = await self._leaf(state, old.provider, old.issuer_pem, hops, now)
-            cells += _cells_of_old(state, old, present, fresh, root_pem, now)
+            earlier = [root for root in state.roots if not root.active and root.pem not in (root_pem, *beyond)]
+            cells += _cells_of_old(earlier, old, present, fresh, root_pem, now)
         return tuple(await self._workers.run(prove, cells, now))
 
     async def _leaf(
@@ -92,16 +96,16 @@ class Probe:
 
 
 def _cells_of_old(
-    state: CAState, old: Signing, present: _Probe, fresh: _Probe, root_pem: str, now: datetime
+    earlier: Sequence[CARoot], old: Signing, present: _Probe, fresh: _Probe, root_pem: str, now: datetime
 ) -> list[Cell]:
     cells = [
         Cell("old leaf under the old root alone", present.endpoint, (old.root.pem,)),
         Cell("old leaf under old and new root", present.endpoint, (old.root.pem, root_pem)),
         Cell("new leaf under the old root alone", fresh.endpoint, (old.root.pem,)),
     ]
-    for root in state.roots:
-        if root.active or root.pem == root_pem:
-            continue
-        if verify_chain(present.leaf_pem, present.intermediates, (root.pem,), now) is None:
-            cells.append(Cell(f"new leaf under the earlier root {root.id} alone", fresh.endpoint, (root.pem,)))
+    cells.extend(
+        Cell(f"new leaf under the earlier root {root.id} alone", fresh.endpoint, (root.pem,))
+        for root in earlier
+        if verify_chain(present.leaf_pem, present.intermediates, (root.pem,), now) is None
+    )
     return cells

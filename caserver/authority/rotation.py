@@ -33,7 +33,7 @@ from caserver.errors import (
     from_kind,
 )
 from caserver.pki.certificates import describe, serial_from
-from caserver.pki.chain import intermediates_for, unexpired
+from caserver.pki.chain import HOPS_MAX, beyond_reach, intermediates_for, unexpired
 from caserver.raft.ports import NotCommitted, OutcomeUnknown
 from caserver.requests import ChangeConfiguration, ConfigurationChanged
 from caserver.state.commands import (
@@ -52,6 +52,10 @@ from caserver.state.model import CARoot, CAState, Change, Index, RootID
 RETIRE_AFTER = 10  # seconds from ActivateRoot to the clean-up at the former provider
 NONCE_BYTES = 12
 _ABORTED = "aborted"
+
+_Chain = tuple[
+    tuple[str, ...], tuple[str, ...]
+]  # what leaves carry, and the roots that it does not reach any more (PEM)
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -224,11 +228,16 @@ class Rotation:
         prepared = await new.prepare(now=now, epoch=change.epoch)
         old = self._predecessor(state, configuration, now)
         crossed = None if old is None else await self._cross_sign(old, prepared.root_pem, configuration, now)
-        root, failures = await self._proven(state, prepared, configuration.provider, new=new, old=old, crossed=crossed)
+        root, beyond, failures = await self._proven(
+            state, prepared, configuration.provider, new=new, old=old, crossed=crossed
+        )
         if failures and not change.force:
             raise InvalidConfig("\n".join(("the change was refused, leaves would not verify after it:", *failures)))
         for failure in failures:
             _log.warning("a failing proof was overridden", failure=failure)
+        left_behind = _left_behind(state, beyond)
+        for warning in left_behind:
+            _log.warning(warning)
         command = ActivateRoot(
             request_id=change.request_id,
             at=_seconds(self._clock.now()),
@@ -236,7 +245,7 @@ class Rotation:
             root=root,
             retire_not_before=None if state.active_root is None else _seconds(self._clock.now()) + RETIRE_AFTER,
         )
-        return command, failures
+        return command, (*failures, *left_behind)
 
     def _require_clock(self) -> None:
         """CommitFailed if the clock became doubtful while the root was made: what it dated must not come into force."""
@@ -253,12 +262,12 @@ class Rotation:
         new: Provider,
         old: Signing | None,
         crossed: str | None,
-    ) -> tuple[NewRoot, tuple[str, ...]]:
-        """The new root with a short chain that real verifiers accept, and what fails even so."""
+    ) -> tuple[NewRoot, tuple[str, ...], tuple[str, ...]]:
+        """The new root with a short chain that real verifiers accept, the roots left behind, and what fails even so."""
         now = self._clock.now()
         signer = prepared.intermediates[0] if prepared.intermediates else prepared.root_pem
 
-        async def failures_with(hops: tuple[str, ...]) -> tuple[str, ...]:
+        async def failures_with(hops: tuple[str, ...], beyond: tuple[str, ...]) -> tuple[str, ...]:
             intermediates = (*prepared.intermediates, *hops)
             return await self._probe.failures(
                 state,
@@ -267,14 +276,16 @@ class Rotation:
                 root_pem=prepared.root_pem,
                 signer_pem=signer,
                 intermediates=intermediates,
+                beyond=beyond,
                 now=now,
             )
 
-        hops, line = _chains(state, prepared.root_pem, crossed, now)
-        failures = await failures_with(hops)
-        if failures and line != hops and not await failures_with(line):
-            hops, failures = await _without_needless(line, failures_with), ()
-        return self._new_root(prepared, provider, (*prepared.intermediates, *hops)), failures
+        (hops, beyond), (line, beyond_line) = _chains(state, prepared.root_pem, crossed, now)
+        failures = await failures_with(hops, beyond)
+        if failures and line != hops and not await failures_with(line, beyond_line):
+            hops = await _without_needless(line, lambda fewer: failures_with(fewer, beyond_line))
+            beyond, failures = beyond_line, ()
+        return self._new_root(prepared, provider, (*prepared.intermediates, *hops)), beyond, failures
 
     def _predecessor(self, state: CAState, wanted: CAConfiguration, now: datetime) -> Signing | None:
         """What signs now, if it is to cross-sign; without cross-signing the old provider is not touched at all."""
@@ -397,21 +408,40 @@ def _check_index(state: CAState, cas: int | None, modify_index: int) -> None:
             )
 
 
-def _chains(
-    state: CAState, root_pem: str, crossed: str | None, now: datetime
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _chains(state: CAState, root_pem: str, crossed: str | None, now: datetime) -> tuple[_Chain, _Chain]:
     """Two chains to choose from: the shortest paths side by side, and one line past every root.
 
     After rotating back and forth one authority has several cross-signed certificates. OpenSSL takes the first that fits
     and never turns back, so the shortest paths may not do; the former root's whole chain behind the new cross-signed
     certificate does for whoever could follow the former root's.
     """
-    previous = tuple((root.pem, root.intermediates) for root in _newest_first(state))
-    shortest = intermediates_for(root_pem, crossed, previous, now)
+    roots = _newest_first(state)
+    alive = unexpired((root.pem for root in roots), now)
+    shortest = intermediates_for(root_pem, crossed, tuple((root.pem, root.intermediates) for root in roots), now)
+    known = dict.fromkeys(pem for root in roots for pem in root.intermediates)
+    if crossed is not None:
+        known[crossed] = None
+
+    def chain(hops: tuple[str, ...]) -> _Chain:
+        return hops, beyond_reach(root_pem, hops, unexpired(known, now), alive)
+
     active = state.active_root
     if active is None or crossed is None:
-        return shortest, shortest
-    return shortest, tuple(dict.fromkeys((crossed, *unexpired(active.intermediates, now))))
+        return chain(shortest), chain(shortest)
+    line = tuple(dict.fromkeys((crossed, *unexpired(active.intermediates, now))))[:HOPS_MAX]
+    return chain(shortest), chain(line)
+
+
+def _left_behind(state: CAState, beyond: tuple[str, ...]) -> tuple[str, ...]:
+    """What to say of roots to which leaves cannot carry the way any more."""
+    ids = ", ".join(root.id for root in state.roots if root.pem in beyond)
+    if not ids:
+        return ()
+    warning = (
+        f"new leaves carry at most {HOPS_MAX} cross-signed certificates, which do not reach these roots any more: {ids}; "
+        "who trusts none but those refuses new leaves until it has fetched the roots again"
+    )
+    return (warning,)
 
 
 async def _without_needless(

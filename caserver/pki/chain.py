@@ -22,6 +22,9 @@ from caserver.pki import certificates
 from caserver.pki.certificates import LEAF_EXTENDED_KEY_USAGE, LEAF_KEY_USAGE, LeafTemplate, extension, load_certificate
 
 MAX_DEPTH = 32  # certificates between a leaf and a root; OpenSSL, Go and Envoy stop at 100 or later
+# Cross-signed certificates that a leaf carries. They go into every handshake: eight of RSA-4096 roots are 10 kB (of P-256
+# roots 4.5 kB), which still leaves in TCP's first flight. Older bundles matter only to who slept through eight rotations.
+HOPS_MAX = 8
 
 _KNOWN_CRITICAL = frozenset(
     {
@@ -261,8 +264,8 @@ def intermediates_for(
     ``previous`` holds each root of the trust bundle before the change with its intermediates. For every such root that
     is alive at instant ``at`` the shortest path of cross-signed certificates from the new root is kept, shortest
     paths first, each certificate once; expired certificates and those on no such path fall away. Without
-    ``cross_signed_pem`` only paths that exist already count (going back to a former root). PEM texts are handed on as
-    they came, with a final newline.
+    ``cross_signed_pem`` only paths that exist already count (going back to a former root). At most ``HOPS_MAX`` are
+    kept: paths that do not fit are left out, the longest first. PEM texts are handed on as they came, with a final newline.
     """
     new_root = load_certificate(new_root_pem)
     given = ([] if cross_signed_pem is None else [cross_signed_pem]) + [pem for _, pems in previous for pem in pems]
@@ -275,8 +278,29 @@ def intermediates_for(
         anchor for anchor in anchors if _time_fault(anchor, at) is None and not _same_authority(anchor, new_root)
     ]
     paths = [path for anchor in anchors if (path := _shortest_path(new_root, anchor, pool))]
-    kept = dict.fromkeys(hop.pem for path in sorted(paths, key=len) for hop in path)
+    kept = dict[str, None]()
+    for path in sorted(paths, key=len):
+        wanted = kept | dict.fromkeys(hop.pem for hop in path)
+        if len(wanted) <= HOPS_MAX:
+            kept = wanted
     return tuple(pem if pem.endswith("\n") else pem + "\n" for pem in kept)
+
+
+def beyond_reach(
+    new_root_pem: str, carried: Iterable[str], known: Iterable[str], root_pems: Iterable[str]
+) -> tuple[str, ...]:
+    """Those of ``root_pems`` to which the ``known`` cross-signed certificates lead from the new root, the ``carried`` ones not."""
+    new_root = load_certificate(new_root_pem)
+    near = [_Hop(pem, load_certificate(pem)) for pem in carried]
+    far = [_Hop(pem, load_certificate(pem)) for pem in known]
+    anchors = [(pem, load_certificate(pem)) for pem in root_pems]
+    return tuple(
+        pem
+        for pem, anchor in anchors
+        if not _same_authority(anchor, new_root)
+        and _shortest_path(new_root, anchor, near) is None
+        and _shortest_path(new_root, anchor, far) is not None
+    )
 
 
 def _shortest_path(start: x509.Certificate, anchor: x509.Certificate, pool: Sequence[_Hop]) -> tuple[_Hop, ...] | None:

@@ -6,6 +6,7 @@ import json
 import pytest
 from structlog.testing import capture_logs
 
+from caserver.authority import rotation
 from caserver.authority.plan import CROSS_SIGNED_MIN
 from caserver.errors import (
     CaserverError,
@@ -17,6 +18,7 @@ from caserver.errors import (
     ProviderUnavailable,
 )
 from caserver.internode.keyring import Sealed
+from caserver.pki import chain
 from caserver.pki.certificates import describe
 from caserver.requests import IssuedLeaf
 from caserver.state.commands import AbortChange, ActivateRoot, BeginChange, Reseal, SetConfiguration
@@ -437,3 +439,24 @@ async def test_the_repeat_of_a_change_that_was_given_up_is_told_the_same(kind: t
             with pytest.raises(CaserverError, match=r"^no: not like this$") as told:
                 await node.configure({**operator_root("ec-256"), **UNLIMITED}, request_id="a1")
             assert type(told.value) is kind
+
+
+async def test_after_many_rotations_the_oldest_bundles_are_left_behind_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit = 2  # instead of eight: rotations take their time
+    for module in (chain, rotation):
+        monkeypatch.setattr(module, "HOPS_MAX", limit)
+    async with leading_node() as node:
+        order = [active(node).id]
+        for number in range(limit + 2):
+            changed = await node.configure({"PrivateKeyBits": 384 if number % 2 == 0 else 256, **UNLIMITED})
+            order.append(active(node).id)
+            assert changed.rotated
+            assert len(active(node).intermediates) == min(number + 1, limit)
+            assert bool(changed.warnings) == (number >= limit)
+        (leaf,) = await node.sign("web")
+        refused = {root_id for root_id, reason in accepted_by(leaf, node).items() if reason is not None}
+        assert refused == set(order[:2])
+        (warning,) = changed.warnings
+        assert all(root_id in warning for root_id in refused)

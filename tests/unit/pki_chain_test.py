@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from caserver.pki import certificates, keys
 from caserver.pki.certificates import LeafTemplate
-from caserver.pki.chain import check_leaf, intermediates_for, unexpired, verify_chain
+from caserver.pki.chain import HOPS_MAX, beyond_reach, check_leaf, intermediates_for, unexpired, verify_chain
 from caserver.pki.leaf_der import Issuer
 from tests.testkit import mesh
 from tests.testkit.keys import private_key
@@ -297,6 +298,31 @@ def test_of_two_equal_hops_the_longer_lived_travels():
 
 def test_texts_are_handed_on_as_they_came_but_end_in_a_newline():
     assert intermediates_for(R1, X1_BY_0.rstrip("\n"), ((R0, ()),), NOW) == (X1_BY_0,)
+
+
+def line_of_roots(count: int) -> tuple[list[str], list[str]]:
+    """Roots of one rotation after the other, and the certificate of each by the one before."""
+    names = [f"root {number}" for number in range(count)]
+    roots = [root("ec-256", name=name) for name in names]
+    hops = [crossed(new, old=old, old_key="ec-256") for old, new in itertools.pairwise(roots)]
+    return roots, hops
+
+
+def test_a_leaf_carries_the_way_to_the_nearest_roots_only():
+    roots, hops = line_of_roots(HOPS_MAX + 4)
+    previous = tuple((pem, tuple(reversed(hops[:number]))) for number, pem in enumerate(roots[:-1]))
+
+    carried = intermediates_for(roots[-1], hops[-1], previous, NOW)
+
+    assert carried == tuple(reversed(hops[-HOPS_MAX:]))
+    assert beyond_reach(roots[-1], carried, hops, roots) == tuple(roots[:3])
+    leaf = mesh.leaf(roots[-1], "ec-256")
+    assert [verify_chain(leaf, carried, [pem], NOW) is None for pem in roots] == [False] * 3 + [True] * (HOPS_MAX + 1)
+
+
+def test_of_what_no_certificate_leads_to_nothing_is_beyond_reach():
+    assert beyond_reach(R2, (X2_BY_1,), (X2_BY_1, X1_BY_0), (R0, R1, R2, root("ec-521"))) == (R0,)
+    assert beyond_reach(R2, (X2_BY_1, X1_BY_0), (X2_BY_1, X1_BY_0), (R0, R1, R2)) == ()
 
 
 POOL = ("ec-256", "rsa-2048", "ec-384", "ec-521")
