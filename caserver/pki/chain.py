@@ -7,6 +7,7 @@ insist on a host name, which SPIFFE leaves do not have. ``proof`` asks OpenSSL t
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -322,5 +323,6 @@ def _shortest_path(start: x509.Certificate, anchor: x509.Certificate, pool: Sequ
     return None
 
 
+@functools.lru_cache(maxsize=4096)  # every search for a path asks the same pairs again, and a signature takes its time
 def _leads_to(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return _named_issuer(certificate, issuer) and _issued(certificate, issuer)
