@@ -31,6 +31,7 @@ SERVICES = 40
 KEY_TYPES = (("ec", 256), ("ec", 384))
 FIRST_TTL = 72 * 3600  # seconds; each write sets one more
 UNKNOWN = "outcome unknown"
+NOT_SENT = 0  # in place of a status: nobody listened
 CERTIFICATES_MAX = 80_000  # the ledger keeps 100,000 rows, all of which must be there at the end
 WITNESSED = 0.02  # share of the leaves that are held against every bundle; all are held against the last one
 
@@ -131,6 +132,7 @@ class TortureLoad:
     async def _probe(self, node: Node, within: float) -> bool:
         timeout = aiohttp.ClientTimeout(total=within)
         async with aiohttp.ClientSession(timeout=timeout) as session:
+            session._retry_connection = False
             return await _Client(self, node, session).write(None)
 
     async def _main(self) -> None:
@@ -140,6 +142,7 @@ class TortureLoad:
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
             asyncio.TaskGroup() as clients,
         ):
+            session._retry_connection = False  # a write that is sent twice in secret is not what the history says
             for node in self._nodes:
                 client = _Client(self, node, session)
                 for step in (client.configure, client.look, client.read_roots, client.sign, client.sign):
@@ -204,6 +207,9 @@ class _Client:
             async with self._session.request(method, self._node.url + path, data=body) as response:
                 text = await response.text()
                 index = int(response.headers.get("X-Consul-Index", 0))
+        except aiohttp.ClientConnectorError as exc:
+            self._load.complain(self._node, what, type(exc).__name__, began)
+            return NOT_SENT, "", 0
         except (aiohttp.ClientError, OSError, TimeoutError) as exc:
             self._load.complain(self._node, what, type(exc).__name__, began)
             return None
