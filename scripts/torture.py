@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from tests.testkit.invariants import Witness, check_invariants, verifies
 from tests.testkit.torture_faults import PLAIN, WITH_NAMESPACES, Fault, Scene, disk_orders
 from tests.testkit.torture_load import CONFIGURATION, FIRST_TTL, Received, TortureLoad
 
+ENDED = 143  # exit code: told to stop before the end
 CANNOT = 77  # exit code: namespaces cannot be made here
 SMALL_MIB = 48  # of the data directory that a full disk is tried on
 ROUNDING = 1.0  # seconds; NotBefore has whole ones
@@ -63,6 +65,7 @@ def main() -> int:
         print(f"torture: no such fault: {', '.join(sorted(unknown))}; known: {', '.join(catalogue)}")
         return 2
     chosen = {name: fault for name, fault in catalogue.items() if not arguments.only or name in arguments.only}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED))  # the directory is removed then, too
     with stage(arguments) as scene:
         outcome = torture(scene, chosen, minutes=arguments.minutes, faults_max=arguments.faults)
         judge(scene, outcome)
