@@ -20,6 +20,7 @@ class Faults:
     nodes: dict[str, Node]
     chance: random.Random
     skewed: bool  # whether wall clocks go wrong in this run
+    clocks_set: int = 0
     slept: float = 0.0  # seconds that passed for all wall clocks at once
     _outside: Context = field(default_factory=copy_context)  # of no process
 
@@ -226,6 +227,7 @@ class Faults:
 
     def wall_clock(self) -> None:
         """Somebody sets the clock of one node."""
+        self.clocks_set += 1
         node = self.nodes[self.chance.choice(sorted(self.nodes))]
         node.clock.ahead = self.slept + self.chance.choice((0.0, 0.0, 5.0, -5.0, 20.0, -20.0, 90.0, -90.0, 4000.0))
         self._note(f"clock {node.name} {node.clock.ahead}")
@@ -233,6 +235,7 @@ class Faults:
     def hours_pass(self) -> None:
         """All machines were asleep: leaves expire, roots are pruned once the clocks are trusted again."""
         self._note("hours")
+        self.clocks_set += 1
         self.slept += 5 * 3600.0
         for node in self.nodes.values():
             node.clock.ahead = self.slept
@@ -241,6 +244,7 @@ class Faults:
 
     def heal(self) -> None:
         """Everything works again."""
+        self.clocks_set += 1
         wires = self.setting.wires
         wires.lost = wires.doubled = 0.0
         for a, b in sorted(wires.cuts):

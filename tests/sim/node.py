@@ -25,7 +25,7 @@ from caserver.raft.data_dir import DataDir
 from caserver.raft.engine import Engine
 from caserver.raft.guard import Timing
 from caserver.raft.journal import Journal
-from caserver.raft.ports import Committed, NotCommitted, Outcome
+from caserver.raft.ports import Committed, Message, NotCommitted, Outcome
 from caserver.raft.replicated_log import ReplicatedLog
 from caserver.raft.thread import _ClusterBinder
 from caserver.requests import (
@@ -217,7 +217,7 @@ class Life:
             setting.wires,
             peers=others,
             membership=membership,
-            receive=log.receive,
+            receive=self._receive,
             on_link=log.link,
         )
         self.journal, snapshot = data.load(on_fault=log.disk_failed)
@@ -267,6 +267,12 @@ class Life:
         )
         for work in (self.authority.run, self.leaf_cache.run):
             setting.loop.create_task(work())
+
+    def _receive(self, peer: str, message: Message) -> None:
+        before = self.witness.hears(self, peer, message)
+        self.log.receive(peer, message)
+        if self.alive:
+            self.witness.heard(self, peer, message, before)
 
     async def execute(self, caller: Caller, request: Request) -> Answer:
         """What the authority of this node answers."""

@@ -11,7 +11,7 @@ from caserver.raft import snapshot_file
 from caserver.raft.data_dir import DataDir
 from caserver.raft.engine import Engine
 from caserver.raft.journal import Journal
-from caserver.raft.ports import Committed, Leadership, Message, Outcome
+from caserver.raft.ports import Committed, Leadership, Outcome
 from caserver.state.apply import apply
 from caserver.state.codec import encode_state
 from caserver.state.commands import Command, IssueLeaves, Result
@@ -56,23 +56,6 @@ def _with_journal(kind: type[Journal]) -> Parts:
             return journal, snapshot
 
     return Parts(data_dir=Broken)
-
-
-def _acks_of_any_term(engine: Engine) -> None:
-    """An answer of an earlier term counts in this one."""
-    guard = engine._guard
-    rule = guard._handlers["next_node_idx"]
-
-    def take(peer: str, message: Message) -> None:
-        rule(peer, {**message, "term": engine._core.term()})
-
-    guard._handlers["next_node_idx"] = take
-
-
-def _votes_counted_twice(engine: Engine) -> None:
-    """Every vote that arrives counts, whoever sent it before."""
-    guard = engine._guard
-    guard._handlers["response_vote"] = engine._core.deliver
 
 
 def _reads_without_quorum(engine: Engine) -> None:
@@ -132,8 +115,6 @@ def _signing_early(log: SimLog) -> Log:
 PLANTED: dict[str, Parts] = {
     "a journal that forgets to sync before a vote": _with_journal(_VotesUnsynced),
     "a journal that deletes where pysyncobj says so": _with_journal(_DeletesAsStock),
-    "acknowledgements without terms": Parts(tinker=_acks_of_any_term),
-    "votes counted twice": Parts(tinker=_votes_counted_twice),
     "a leader that signs before the commit": Parts(log_of_authority=_signing_early),
     "a snapshot that drops a root": Parts(machine=_DropsARoot),
     "a barrier without a quorum": Parts(tinker=_reads_without_quorum),

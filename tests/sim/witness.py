@@ -73,6 +73,7 @@ class Witness:
         self._disowned: set[bytes] = set()
         self._leaders: dict[int, str] = {}
         self._votes: dict[tuple[int, str], str] = {}
+        self._votes_heard: set[tuple[Process, int, str]] = set()
         self._proposed: dict[int, float] = {}  # serial -> instant of its proposal
         self._booked: dict[int, str] = {}  # serial -> service
         self._handed_out: set[int] = set()
@@ -327,6 +328,24 @@ class Witness:
         durable = self._nodes[voter].platter.durable.contents
         if (durable.term, durable.vote) != (term, candidate) and durable.term <= term:
             self.fail(f"{voter} votes for {candidate} in term {term} before the vote is durable")
+
+    def hears(self, life: Life, peer: str, message: Message) -> tuple[int, int, int]:
+        """A message arrives; what it must not change if it proves nothing: term, what ``peer`` has, and votes."""
+        core = life.engine._core
+        return core.term(), core.match_index(peer), core._SyncObj__votesCount
+
+    def heard(self, life: Life, peer: str, message: Message, before: tuple[int, int, int]) -> None:
+        """It was handled."""
+        kind, (term, match, votes) = message["type"], before
+        _, match_now, votes_now = self.hears(life, peer, message)
+        if kind == "next_node_idx" and message["term"] != term and match_now > match:
+            self.fail(f"{life.name} counts in term {term} what {peer} acknowledged in term {message['term']}")
+        if kind != "response_vote":
+            return
+        vote = (life.process, message["term"], peer)
+        if vote in self._votes_heard and votes_now > votes:
+            self.fail(f"{life.name} counts the vote of {peer} in term {message['term']} again")
+        self._votes_heard.add(vote)
 
     # -- leaves
 

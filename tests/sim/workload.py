@@ -43,6 +43,7 @@ class Change:
     """A change of the configuration that some client wanted."""
 
     request_id: str
+    clocks: int  # how often clocks were set before it: a request id is remembered for ten minutes of the wall clock
     under_way: int = 0  # tries without an answer
     unknown: bool = False
     applied_at: int | None = None  # as some client was told
@@ -56,6 +57,7 @@ class Clients:
     setting: Setting
     chance: random.Random
     entropy: SeededEntropy
+    clocks_set: Callable[[], int]
     changes: list[Change] = field(default_factory=list)
     running: int = 0
     outside: Context = field(default_factory=copy_context)  # of no process
@@ -166,13 +168,13 @@ class Clients:
 
     async def change(self, life: Life) -> None:
         """Another configuration."""
-        change = Change(self.entropy.bytes(16).hex())
+        change = Change(self.entropy.bytes(16).hex(), self.clocks_set())
         self.changes.append(change)
         await self._change(life, change)
 
     async def repeat(self, life: Life) -> None:
         """The same request again, as a client does who does not know what became of it."""
-        doubtful = [each for each in self.changes if each.unknown]
+        doubtful = [each for each in self.changes if each.unknown and each.clocks == self.clocks_set()]
         if doubtful:
             await self._change(life, self.chance.choice(doubtful))
 
