@@ -244,7 +244,7 @@ class Faults:
 
     def heal(self) -> None:
         """Everything works again."""
-        self.clocks_set += 1
+        self.clocks_set += self.skewed
         wires = self.setting.wires
         wires.lost = wires.doubled = 0.0
         for a, b in sorted(wires.cuts):

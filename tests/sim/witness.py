@@ -123,6 +123,8 @@ class Witness:
             raise Violation(self.violation)
 
     def _look(self, life: Life) -> None:
+        if life.log.failed.done():
+            return  # after a failure the memory of a node is not to be trusted, its disk is
         view, core, entries = self._views[life], life.engine._core, life.journal._contents.entries
         last = entries[-1][1:] if entries else (0, 0)
         term, leads = core.term(), core.is_leader()

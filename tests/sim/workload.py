@@ -46,6 +46,7 @@ class Change:
     clocks: int  # how often clocks were set before it: a request id is remembered for ten minutes of the wall clock
     under_way: int = 0  # tries without an answer
     unknown: bool = False
+    straddles: bool = False  # a try was still held when clocks were set, maybe by more than ids are remembered
     applied_at: int | None = None  # as some client was told
     told_unchanged: bool = False
 
@@ -198,6 +199,7 @@ class Clients:
             raise
         finally:
             change.under_way -= 1
+            change.straddles = change.straddles or change.clocks != self.clocks_set()
         self._changed(change, answer)
 
     def _changed(self, change: Change, answer: ConfigurationChanged) -> None:
@@ -210,9 +212,9 @@ class Clients:
         witness = self.setting.witness
         for change in self.changes:
             effects = witness.effects.get(change.request_id, [])
-            if len(effects) > 1:
+            if len(effects) > 1 and not change.straddles:
                 witness.fail(f"change {change.request_id} took effect at {effects}")
-            if change.applied_at is not None and effects != [change.applied_at]:
+            if change.applied_at is not None and change.applied_at not in effects:
                 witness.fail(f"change {change.request_id} was acknowledged at {change.applied_at}, not at {effects}")
             if change.told_unchanged and not change.unknown and not change.under_way and effects:
                 witness.fail(f"change {change.request_id} was refused, and took effect at {effects}")
