@@ -14,19 +14,17 @@ import structlog
 
 from caserver.authority.clock_guard import ClockGuard
 from caserver.authority.custody import Custody
-from caserver.authority.ports import Log, verdict
+from caserver.authority.ports import Log, commit
 from caserver.authority.resealing import Resealing
 from caserver.authority.rotation import Rotation
 from caserver.environment import Clock, within
-from caserver.errors import CaserverError, CommitFailed, CommitUnknown, Conflict, Corrupt
-from caserver.raft.ports import Leadership, NotCommitted, OutcomeUnknown
-from caserver.state.commands import Applied, ExpireLeaves, ProviderRetired, PruneRoots, Refused
+from caserver.errors import CaserverError, Corrupt
+from caserver.raft.ports import Leadership
+from caserver.state.commands import ExpireLeaves, ProviderRetired, PruneRoots
 from caserver.state.lifecycle import Expire, Prune, RetireProvider, due, next_due
 from caserver.state.model import CAState, Index, Retiring
 
-LOOK_AGAIN = (
-    5.0  # seconds after which what hindered maintenance (a change under way, a doubtful clock, keys) is looked at again
-)
+LOOK_AGAIN = 5.0  # seconds after which a hindrance (a change under way, a doubtful clock, keys) is looked at again
 REST_MIN = 1.0  # seconds
 RETIRE_AGAIN = 60.0  # seconds after which a provider that could not be retired is tried again
 BACKOFF_MAX = 60.0  # seconds between tries of a step that fails
@@ -97,9 +95,9 @@ class Maintenance:
             case Prune(root_ids=root_ids):
                 for root_id in root_ids:
                     _log.info("pruning old unused root CA", id=root_id)
-                await self._commit(PruneRoots(at=now, expect_epoch=state.ca_epoch, root_ids=root_ids))
+                await commit(self._log, PruneRoots(at=now, expect_epoch=state.ca_epoch, root_ids=root_ids))
             case Expire():
-                await self._commit(ExpireLeaves(at=now))
+                await commit(self._log, ExpireLeaves(at=now))
             case _:
                 assert_never(step)
         return True
@@ -125,7 +123,7 @@ class Maintenance:
                 self._retire_from = self._clock.monotonic() + RETIRE_AGAIN
                 _log.warning("retiring the former CA provider failed, it will be tried again", reason=str(exc))
                 return
-        await self._commit(ProviderRetired(at=self._now(), root_id=retiring.root_id))
+        await commit(self._log, ProviderRetired(at=self._now(), root_id=retiring.root_id))
         _log.info("the former CA provider is retired", root_id=retiring.root_id)
 
     async def _rest(self) -> None:
@@ -137,21 +135,6 @@ class Maintenance:
             pause = min(pause, max(REST_MIN, self._retire_from - self._clock.monotonic()))
         with contextlib.suppress(TimeoutError):
             await within(self._clock, pause, self._log.changed(agenda, agenda(state, self._log.leadership)))
-
-    async def _commit(self, command: PruneRoots | ExpireLeaves | ProviderRetired) -> None:
-        """Commit one step; whatever hinders it is raised, and the step is decided anew."""
-        outcome = verdict(await self._log.propose(command))
-        match outcome:
-            case Applied():
-                return
-            case Refused() as refused:
-                raise Conflict(f"{type(command).__name__}: {refused.reason}")
-            case NotCommitted(reason=why):
-                raise CommitFailed(why)
-            case OutcomeUnknown(reason=why):
-                raise CommitUnknown(why)
-            case _:
-                assert_never(outcome)
 
     def _now(self) -> int:
         return int(self._clock.now().timestamp())

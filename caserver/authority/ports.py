@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, assert_never
 
-from caserver.errors import CaserverError
+from caserver.errors import CaserverError, CommitFailed, CommitUnknown, Conflict
 from caserver.fields import Secret
 from caserver.raft.ports import Committed, Leadership, NotCommitted, Outcome, OutcomeUnknown
 from caserver.raft.status import RaftStatus
@@ -62,6 +62,22 @@ Verdict = Applied | Refused | NotCommitted | OutcomeUnknown
 def verdict(outcome: Outcome[Result]) -> Verdict:
     """The four ways a proposal can end, as one flat union to match on."""
     return outcome.result if isinstance(outcome, Committed) else outcome
+
+
+async def commit(log: Log, command: Command) -> None:
+    """Commit a step that its caller decides anew if it fails: Conflict = refused, CommitFailed = certainly not committed."""
+    outcome = verdict(await log.propose(command))
+    match outcome:
+        case Applied():
+            return
+        case Refused() as refused:
+            raise Conflict(f"{type(command).__name__}: {refused.reason} {refused.detail}".rstrip())
+        case NotCommitted(reason=why):
+            raise CommitFailed(why)
+        case OutcomeUnknown(reason=why):
+            raise CommitUnknown(why)
+        case _:
+            assert_never(outcome)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,15 @@ listed node has announced the same current key; then one command replaces all of
 
 from __future__ import annotations
 
-from typing import assert_never
-
 import structlog
 
 from caserver.authority.custody import HMAC_KEY_PURPOSE, root_key_purpose
-from caserver.authority.ports import Log, verdict
+from caserver.authority.ports import Log, commit
 from caserver.authority.rotation import NONCE_BYTES
 from caserver.environment import Clock, Entropy
-from caserver.errors import CaserverError, CommitFailed, CommitUnknown, Conflict, Corrupt
+from caserver.errors import CaserverError, Corrupt
 from caserver.internode.keyring import Keyring, Sealed, sealed_key_id
-from caserver.raft.ports import NotCommitted, OutcomeUnknown
-from caserver.state.commands import Applied, Refused, Reseal
+from caserver.state.commands import Reseal
 from caserver.state.configuration import secret_purpose
 from caserver.state.key_change import hindrance
 from caserver.state.model import CAState
@@ -80,18 +77,8 @@ class Resealing:
     async def _reseal(self, state: CAState, former: dict[str, Sealed]) -> None:
         values = tuple((name, self._renewed(name, value)) for name, value in former.items())
         command = Reseal(at=int(self._clock.now().timestamp()), expect_index=state.roots_index, values=values)
-        outcome = verdict(await self._log.propose(command))
-        match outcome:
-            case Applied():
-                _log.info("stored secrets are sealed with the current key", key=self._current, secrets=len(values))
-            case Refused() as refused:
-                raise Conflict(f"Reseal: {refused.reason} {refused.detail}".rstrip())
-            case NotCommitted(reason=why):
-                raise CommitFailed(why)
-            case OutcomeUnknown(reason=why):
-                raise CommitUnknown(why)
-            case _:
-                assert_never(outcome)
+        await commit(self._log, command)
+        _log.info("stored secrets are sealed with the current key", key=self._current, secrets=len(values))
 
     def _renewed(self, name: str, value: Sealed) -> Sealed:
         purpose = _purpose(name)

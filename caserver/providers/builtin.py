@@ -34,7 +34,6 @@ from caserver.pki.spiffe import cluster_id_of_root
 from caserver.state.configuration import CAConfiguration
 from caserver.state.model import CARoot, RootID
 
-NAME = "consul"
 ROOT_BACKDATED = 300  # seconds that a generated root's NotBefore lies in the past, so that no leaf predates it
 _QUICK_BITS = 256  # EC keys up to this size sign in tens of microseconds, on the loop; all others in a worker
 _WEAK_BITS = 224

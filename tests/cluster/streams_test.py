@@ -1,14 +1,11 @@
 """Streams on real sockets: who may talk, and what everybody else costs."""
 
 import asyncio
-import os
-import resource
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +17,7 @@ from caserver.internode.membership import Hello, Membership
 from caserver.raft import streams as streams_module
 from caserver.raft.messages import FRAME_BYTES_MAX, frame
 from caserver.raft.streams import Streams
+from tests.testkit.descriptors import no_more_descriptors
 
 NAMES = ("n1", "n2", "n3")
 KEYRING = Keyring([bytes(range(32))])
@@ -403,19 +401,6 @@ async def test_a_flood_of_strangers_does_not_keep_a_peer_out() -> None:
         for _, writer in flood:
             writer.transport.abort()
         await stop(n2)
-
-
-@contextmanager
-def no_more_descriptors() -> Iterator[None]:
-    """Whatever wants a new descriptor gets EMFILE."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with Path(os.devnull).open("rb") as probe:
-        lowest_free = probe.fileno()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_the_listener_outlives_the_want_of_descriptors() -> None:

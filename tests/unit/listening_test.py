@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 import structlog.testing
@@ -14,6 +11,7 @@ import structlog.testing
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import Keyring
 from caserver.listening import Limits, Listening
+from tests.testkit.descriptors import no_more_descriptors
 
 KEYRING = Keyring([b"k" * 32])
 NODES = ("n1", "n2")
@@ -80,19 +78,6 @@ async def connected(to: Listening, *, source: str = "127.0.0.1", tls: bool = Fal
 async def said(to: Listening, *, source: str = "127.0.0.1", tls: bool = False) -> bytes:
     async with connected(to, source=source, tls=tls) as (reader, _):
         return await asyncio.wait_for(reader.read(100), 10)
-
-
-@contextmanager
-def no_more_descriptors() -> Iterator[None]:
-    """Whatever wants a new descriptor gets EMFILE."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with Path(os.devnull).open("rb") as probe:
-        lowest_free = probe.fileno()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_beyond_the_limit_connections_are_told_so_and_closed_until_one_leaves() -> None:
