@@ -72,7 +72,15 @@ async def leader_of(nodes: list[Node]) -> Node:
 def holders(directory: Path, sealed: bytes) -> set[str]:
     """The nodes whose files hold a sealed value."""
     text = base64.b64encode(sealed)
-    return {name for name in NAMES for file in (directory / name).iterdir() if text in file.read_bytes()}
+    return {name for name in NAMES for file in (directory / name).iterdir() if text in contents(file)}
+
+
+def contents(file: Path) -> bytes:
+    """What a node's file holds: nothing when the node renamed it into place between the listing and the reading."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 async def gone(directory: Path, sealed: bytes) -> None:
