@@ -86,7 +86,18 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {
         "pki": {"", "certificates", "chain", "csr", "keys", "leaf_der", "proof", "spiffe", "tls"},
         "internode": {"", "identity", "keyring", "membership"},
-        "config": {"", "agent_config", "consul_keys", "document", "sources"},
+        "config": {
+            "",
+            "addresses",
+            "agent_config",
+            "consul_keys",
+            "document",
+            "listeners",
+            "reading",
+            "servers",
+            "sources",
+            "tls_settings",
+        },
     },
     {"telemetry": {"", "logs", "metrics"}},
     {"": {"", "descriptors", "environment", "errors", "fields", "gojson", "listening"}},
@@ -94,7 +105,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
 
 # (importing package or module, imported module): why this one may look up or sideways.
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("caserver.config", "caserver.internode.keyring"): "what a cluster secret is, only the keyring says",
+    ("caserver.config.servers", "caserver.internode.keyring"): "what a cluster secret is, only the keyring says",
     ("caserver.providers", "caserver.authority.ports"): "a port belongs to its user; providers speak in its values",
     ("caserver.state", "caserver.raft.ports"): "the state machine matches the log's port and selects on its Leadership",
     ("caserver.internode", "caserver.pki"): "node certificates are certificates; TLS contexts have one home",

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from caserver.config.agent_config import KEYS, AgentConfig, Limits, Peer, Ports, TLSFiles
+from caserver.config.agent_config import KEYS, AgentConfig
 from caserver.config.consul_keys import IGNORED
+from caserver.config.listeners import Limits, Ports
+from caserver.config.servers import Peer
+from caserver.config.tls_settings import TLSFiles
 from caserver.errors import InvalidConfig
 from caserver.fields import Secret
 from caserver.state.configuration import parse_bootstrap
