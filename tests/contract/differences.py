@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -115,6 +116,13 @@ DIFFERENCES: tuple[Difference, ...] = (
         headers=False,
     ),
     Difference(
+        ("c02-clean-cert-in-key-leaf",),
+        200,
+        "a configuration that was refused has left the one in force as it was",
+        "{",
+        headers=False,
+    ),
+    Difference(
         ("c06-noquorum-0-consistent-immediately",),
         500,
         "a read during the loss of the leader is held, then told the reason that stays",
@@ -126,3 +134,25 @@ DIFFERENCES: tuple[Difference, ...] = (
 def difference(name: str) -> Difference | None:
     """The deliberate difference of one recording."""
     return next((each for each in DIFFERENCES if any(fnmatchcase(name, one) for one in each.recordings)), None)
+
+
+# Recorded starts that are refused here: name -> what the refusal says.
+FILE_DIFFERENCES: Mapping[str, str] = {
+    "c05-bad-garbage-key": "no PEM-encoded data found",
+    "c05-unknown-caconfig-key": "ca_config.foo: unknown key",
+}
+
+
+def file_difference(name: str) -> str | None:
+    """What is said to a configuration file that Consul started with, to the harm of its CA."""
+    return FILE_DIFFERENCES.get(name)
+
+
+# Commands whose output differs: name -> what ours holds.
+COMMAND_DIFFERENCES: Mapping[str, str] = {
+    "c08-ca-badsub": "Usage: caserver connect ca <subcommand>",
+    "c08-ca-nosub": "Usage: caserver connect ca <subcommand>",
+    "c08-get-config-help": "Usage: caserver connect ca get-config",
+    "c08-set-config-help": "Usage: caserver connect ca set-config",
+    "c08-set-config-extra": 'Ignoring the unknown key "Extra"',  # a word on standard error
+}
