@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from caserver.acl import AGENT_READ, OPERATOR_READ, OPERATOR_WRITE, SERVICE_WRITE, Permission
 from caserver.api import agent, connect_ca, operator
 from caserver.api.query import Call, NodeView, Reply
 
@@ -17,11 +18,17 @@ Handler = Callable[[NodeView, Call], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path; with ``subtree`` everything below it too, the rest of the path being the handler's to read."""
+    """One path; with ``subtree`` everything below it too, the rest of the path being the handler's to read.
+
+    ``permission`` is what a caller needs while ACLs are on, None: nothing. The server asks this node's gate for it before a
+    GET; what changes something is decided by the leader, by ``acl.permission_of``, and what depends on a name in the
+    request (service permissions) by whoever has read it: the leaf cache, the issuance, the handler.
+    """
 
     path: str
     handlers: Mapping[str, Handler]  # method -> handler, in the order of the Allow header
     summary: str
+    permission: Permission | None
     subtree: bool = False
     body_max: int = BODY_MAX
     secret: bool = False  # never over plain HTTP that leaves the machine, unless the operator allows it
@@ -38,12 +45,14 @@ ROUTES: tuple[Route, ...] = (
         "/v1/connect/ca/roots",
         {"GET": connect_ca.get_roots},
         "Trust bundle with every root and intermediate in force",
+        None,
         metadata=True,
     ),
     Route(
         "/v1/connect/ca/configuration",
         {"GET": connect_ca.get_configuration, "PUT": connect_ca.put_configuration},
         "CA configuration in force; replacing it may rotate the root",
+        OPERATOR_WRITE,
         body_max=CONFIGURATION_MAX,
         secret=True,
     ),
@@ -51,38 +60,52 @@ ROUTES: tuple[Route, ...] = (
         "/v1/connect/ca/sign",
         {"PUT": connect_ca.put_sign},
         "Sign certificate signing requests of services",
+        SERVICE_WRITE,
         secret=True,
     ),
-    Route("/v1/agent/connect/ca/roots", {"GET": agent.get_roots}, "Trust bundle as this node knows it"),
+    Route("/v1/agent/connect/ca/roots", {"GET": agent.get_roots}, "Trust bundle as this node knows it", None),
     Route(
         "/v1/agent/connect/ca/leaf/",
         {"GET": agent.get_leaf},
         "Leaf certificate and key of a service",
+        SERVICE_WRITE,
         subtree=True,
         secret=True,
     ),
-    Route("/v1/status/leader", {"GET": operator.get_leader}, "Raft address of the leader"),
-    Route("/v1/status/peers", {"GET": operator.get_peers}, "Raft addresses of all servers"),
-    Route("/v1/status/live", {"GET": operator.get_live}, "Whether the process answers"),
-    Route("/v1/status/ready", {"GET": operator.get_ready}, "Whether this node can serve, and what is amiss"),
-    Route("/v1/operator/raft/configuration", {"GET": operator.get_raft_configuration}, "Servers of the Raft cluster"),
+    Route("/v1/status/leader", {"GET": operator.get_leader}, "Raft address of the leader", None),
+    Route("/v1/status/peers", {"GET": operator.get_peers}, "Raft addresses of all servers", None),
+    Route("/v1/status/live", {"GET": operator.get_live}, "Whether the process answers", None),
+    Route("/v1/status/ready", {"GET": operator.get_ready}, "Whether this node can serve, and what is amiss", None),
+    Route(
+        "/v1/operator/raft/configuration",
+        {"GET": operator.get_raft_configuration},
+        "Servers of the Raft cluster",
+        OPERATOR_READ,
+    ),
     Route(
         "/v1/operator/keyring",
         {"GET": operator.get_keyring},
         "Cluster secrets by key id: who holds which, which may go",
+        OPERATOR_READ,
     ),
     Route(
         "/v1/operator/raft/transfer-leader",
         {"PUT": operator.transfer_leader, "POST": operator.transfer_leader},
         "Let another server lead",
+        OPERATOR_WRITE,
     ),
-    Route("/v1/operator/autopilot/health", {"GET": operator.get_autopilot_health}, "How the servers are"),
+    Route(
+        "/v1/operator/autopilot/health", {"GET": operator.get_autopilot_health}, "How the servers are", OPERATOR_READ
+    ),
     Route(
         "/v1/operator/autopilot/configuration",
         {"GET": operator.get_autopilot_configuration},
         "What the health of servers is judged by",
+        OPERATOR_READ,
     ),
-    Route("/v1/agent/metrics", {"GET": agent.get_metrics}, "Metrics of this node, as JSON or for Prometheus"),
+    Route(
+        "/v1/agent/metrics", {"GET": agent.get_metrics}, "Metrics of this node, as JSON or for Prometheus", AGENT_READ
+    ),
 )
 
 EXACT: Mapping[str, Route] = {route.path: route for route in ROUTES if not route.subtree}

@@ -67,10 +67,11 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "providers": {"", "builtin"},
         "client": {"", "client"},
     },
-    {"": {"wire", "requests"}},
+    {"": {"acl", "wire", "requests"}},
     {
         "state": {
             "",
+            "acl",
             "apply",
             "codec",
             "commands",
