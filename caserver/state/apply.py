@@ -36,7 +36,6 @@ from caserver.state.ledger import book, expired, with_serials, without, without_
 from caserver.state.lifecycle import hour_is_over, kept_until, may_prune
 from caserver.state.model import (
     HISTORY_MAX,
-    REQUEST_IDS_KEPT,
     CARoot,
     CAState,
     Change,
@@ -47,6 +46,10 @@ from caserver.state.model import (
     Retiring,
     StoredConfiguration,
 )
+from caserver.state.repeats import next_index as _next_index
+from caserver.state.repeats import recent as _recent
+from caserver.state.repeats import refuse_duplicate as _refuse_duplicate
+from caserver.state.repeats import with_request as _with_request
 from caserver.state.sealing import sealed_values, with_sealed_values, without_secrets_of
 
 Step = tuple[CAState, Result]
@@ -290,15 +293,6 @@ def reseal(state: CAState, command: Reseal) -> Step:
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
-def _refuse_duplicate(state: CAState, request_id: str) -> Refused | None:
-    if not request_id:
-        return Refused(Reason.INVALID, "the request has no id")
-    record = state.requests.get(request_id)
-    if record is None:
-        return None
-    return Refused(Reason.DUPLICATE_REQUEST, f"{record.result} at index {record.index}", record)
-
-
 def _refuse_busy(state: CAState, expect_epoch: int) -> Refused | None:
     if state.change is not None:
         return Refused(Reason.CHANGE_IN_PROGRESS, f"request {state.change.request_id} is in progress")
@@ -371,10 +365,6 @@ def _is_sound(order: LeafOrder, root: CARoot) -> bool:
 # Parts of the next state ----------------------------------------------------------------------------------------------
 
 
-def _next_index(state: CAState) -> Index:
-    return Index(state.index + 1)
-
-
 def _succeeded(current: Configuration, stored: StoredConfiguration, index: Index) -> Configuration:
     """The configuration in force after a change; one that is the same word for word keeps its index."""
     return current if stored == current.stored else Configuration(stored, current.create_index, index)
@@ -382,14 +372,6 @@ def _succeeded(current: Configuration, stored: StoredConfiguration, index: Index
 
 def _with_history(state: CAState, entry: HistoryEntry) -> tuple[HistoryEntry, ...]:
     return (*state.history, entry)[-HISTORY_MAX:]
-
-
-def _with_request(state: CAState, request_id: str, record: RequestRecord) -> Map[str, RequestRecord]:
-    return _recent(state.requests, record.at).set(request_id, record)
-
-
-def _recent(requests: Map[str, RequestRecord], now: int) -> Map[str, RequestRecord]:
-    return without(requests, [key for key, record in requests.items() if record.at + REQUEST_IDS_KEPT < now])
 
 
 def _with_root(roots: tuple[CARoot, ...], changed: CARoot) -> tuple[CARoot, ...]:

@@ -10,22 +10,34 @@ state with a default under a new ``_STATE_VERSION``. Bytes that do not fit raise
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from immutables import Map
 
 from caserver.errors import Corrupt
-from caserver.internode.keyring import Sealed
 from caserver.state import commands as c
 from caserver.state import model as m
 from caserver.state.ledger import by_expiry
+from caserver.state.shapes import FLAG as _FLAG
+from caserver.state.shapes import INT as _INT
+from caserver.state.shapes import NUMBER as _NUMBER
+from caserver.state.shapes import SEALED as _SEALED
+from caserver.state.shapes import SERIAL as _SERIAL
+from caserver.state.shapes import TEXT as _TEXT
+from caserver.state.shapes import Shape as _Shape
+from caserver.state.shapes import exactly as _exactly
+from caserver.state.shapes import many as _many
+from caserver.state.shapes import optional as _optional
+from caserver.state.shapes import record as _record
+from caserver.state.shapes import row_of as _row_of
+from caserver.state.shapes import sorted_map as _sorted_map
+from caserver.state.shapes import tuple_of as _tuple_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,104 +50,6 @@ _USES_PER_BUCKET = 400
 
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
-
-@dataclass(frozen=True, slots=True)
-class _Shape(Generic[T]):
-    """How one kind of value is packed into JSON and unpacked again (ValueError if it does not fit)."""
-
-    pack: Callable[[T], Any]
-    unpack: Callable[[Any], T]
-
-
-def _exactly(kind: type[T]) -> _Shape[T]:
-    def checked(value: Any) -> T:
-        if type(value) is not kind:  # both ways: what this node packs, every node must be able to unpack
-            raise ValueError(f"{kind.__name__} expected, {type(value).__name__} found")
-        return value
-
-    return _Shape(checked, checked)
-
-
-def _checked_number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"number expected, {type(value).__name__} found")
-    return float(value)
-
-
-def _unpack_sealed(value: Any) -> Sealed:
-    return Sealed(base64.b64decode(_TEXT.unpack(value), validate=True))
-
-
-def _pack_serial(value: int) -> str:
-    return format(value, "x")  # hex knows no limit of digits
-
-
-def _unpack_serial(value: Any) -> int:
-    return int(_TEXT.unpack(value), 16)
-
-
-def _optional(shape: _Shape[T]) -> _Shape[T | None]:
-    return _Shape(
-        lambda value: None if value is None else shape.pack(value),
-        lambda value: None if value is None else shape.unpack(value),
-    )
-
-
-def _many(shape: _Shape[T]) -> _Shape[tuple[T, ...]]:
-    def unpack(value: Any) -> tuple[T, ...]:
-        if type(value) is not list:
-            raise ValueError("list expected")
-        return tuple(shape.unpack(each) for each in value)
-
-    return _Shape(lambda value: [shape.pack(each) for each in value], unpack)
-
-
-def _tuple_of(*shapes: _Shape[Any]) -> _Shape[Any]:
-    def unpack(value: Any) -> tuple[Any, ...]:
-        if type(value) is not list or len(value) != len(shapes):
-            raise ValueError(f"list of {len(shapes)} expected")
-        return tuple(shape.unpack(each) for shape, each in zip(shapes, value, strict=True))
-
-    return _Shape(lambda value: [shape.pack(each) for shape, each in zip(shapes, value, strict=True)], unpack)
-
-
-def _record(kind: Callable[..., T], later: frozenset[str] = frozenset(), /, **fields: _Shape[Any]) -> _Shape[T]:
-    """An object with exactly these members, which are the attributes of ``kind``.
-
-    Those of ``later`` came after others were written: where one is missing it has the value that ``kind`` gives it.
-    """
-
-    def unpack(value: Any) -> T:
-        if type(value) is not dict or not value.keys() <= fields.keys() <= value.keys() | later:
-            raise ValueError(f"object with {', '.join(fields)} expected")
-        return kind(**{name: fields[name].unpack(found) for name, found in value.items()})
-
-    return _Shape(lambda value: {name: shape.pack(getattr(value, name)) for name, shape in fields.items()}, unpack)
-
-
-def _row_of(kind: Callable[..., T], /, **fields: _Shape[Any]) -> _Shape[T]:
-    """The same without names, for what there is much of: a list in this order."""
-    values = _tuple_of(*fields.values())
-    return _Shape(
-        lambda value: values.pack([getattr(value, name) for name in fields]),
-        lambda value: kind(*values.unpack(value)),
-    )
-
-
-def _sorted_map(key: _Shape[Any], value: _Shape[R]) -> _Shape[Map[Any, R]]:
-    def unpack(found: Any) -> Map[Any, R]:
-        pairs = _many(_tuple_of(key, value)).unpack(found)
-        return Map(pairs)
-
-    return _Shape(lambda found: [[key.pack(each), value.pack(found[each])] for each in sorted(found)], unpack)
-
-
-_TEXT = _exactly(str)
-_INT = _exactly(int)
-_FLAG = _exactly(bool)
-_NUMBER: _Shape[float] = _Shape(_checked_number, _checked_number)
-_SEALED: _Shape[Sealed] = _Shape(lambda value: base64.b64encode(value).decode(), _unpack_sealed)
-_SERIAL: _Shape[int] = _Shape(_pack_serial, _unpack_serial)
 
 _EFFECTIVE = _record(
     m.Effective,

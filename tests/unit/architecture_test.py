@@ -81,7 +81,9 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "lifecycle",
             "machine",
             "model",
+            "repeats",
             "sealing",
+            "shapes",
         }
     },
     {
