@@ -80,15 +80,30 @@ def one_more(log: Log, latencies: list[float]) -> Callable[[float], asyncio.Futu
     return lambda end: asyncio.ensure_future(call(end))
 
 
-async def measure(log: Log, *, callers: int, seconds: float) -> dict[str, float]:
+async def measure(log: Log, directory: Path, *, callers: int, seconds: float) -> dict[str, float]:
     """Commits a second and latencies (seconds) with so many callers."""
     latencies: list[float] = []
-    began = time.perf_counter()
+    worked, began = nodes_cpu_seconds(directory), time.perf_counter()
     caller = one_more(log, latencies)
     await asyncio.gather(*(caller(began + seconds) for _ in range(callers)))
-    took = time.perf_counter() - began
+    took, worked = time.perf_counter() - began, nodes_cpu_seconds(directory) - worked
     cuts = statistics.quantiles(latencies, n=100)
-    return {"callers": callers, "rate": len(latencies) / took, "p50": cuts[49], "p99": cuts[98]}
+    return {
+        "callers": callers,
+        "rate": len(latencies) / took,
+        "p50": cuts[49],
+        "p99": cuts[98],
+        "cpu": worked / len(latencies),
+    }
+
+
+def nodes_cpu_seconds(directory: Path) -> float:
+    """Seconds of processor time, user and system, that the three nodes have used so far."""
+    ticks = 0
+    for file in directory.glob("*.pid"):
+        fields = Path(f"/proc/{file.read_text()}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 async def run_node(directory: str, name: str, seconds: float, ports: list[int]) -> None:
@@ -97,11 +112,12 @@ async def run_node(directory: str, name: str, seconds: float, ports: list[int]) 
     settings = RaftSettings(node=name, peers=peers, bind=peers[name], multiplier=3, data_dir=Path(directory) / name)
     log: Log = RaftThread(settings, Counter(), keyring=KEYRING, clock=SystemClock(), entropy=SystemEntropy())
     await log.start()
+    (Path(directory) / f"{name}.pid").write_text(str(os.getpid()))
     await log.changed(leads, seen=False)
     await log.barrier()
     await asyncio.sleep(SETTLE)
-    await measure(log, callers=IN_FLIGHT, seconds=0.5)
-    figures = [await measure(log, callers=callers, seconds=seconds) for callers in (1, IN_FLIGHT)]
+    await measure(log, Path(directory), callers=IN_FLIGHT, seconds=0.5)
+    figures = [await measure(log, Path(directory), callers=callers, seconds=seconds) for callers in (1, IN_FLIGHT)]
     draft = Path(directory) / f"{name}.draft"
     draft.write_text(json.dumps(figures))
     draft.rename(Path(directory) / FIGURES)
@@ -163,7 +179,7 @@ def run(seconds: float) -> None:
     for figures in (sequential, parallel):
         print(
             f"{figures['callers']:>3.0f} in flight: {figures['rate']:8.0f} commits/s,"
-            f" p50 {figures['p50'] * 1e3:6.2f} ms, p99 {figures['p99'] * 1e3:6.2f} ms"
+            f" p50 {figures['p50'] * 1e3:6.2f} ms, p99 {figures['p99'] * 1e3:6.2f} ms, processor time {figures['cpu'] * 1e6:5.0f} us"
         )
     print(f"sequential commit = {sequential['p50'] / sum(least):.1f} x (fdatasync + round trip)")
 

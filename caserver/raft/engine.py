@@ -49,7 +49,7 @@ _REPORT_EVERY = 1.0  # seconds
 _HASHES_KEPT = 8
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Proposal:
     """A command on its way."""
 

@@ -11,6 +11,7 @@ import asyncio
 import errno
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -18,6 +19,7 @@ import structlog
 from caserver.environment import Clock, Workers
 from caserver.errors import NotLeader, Unavailable
 from caserver.raft.compaction import Making
+from caserver.raft.crossing import Deadlines, settle
 from caserver.raft.engine import Engine, Proposal
 from caserver.raft.guard import Standing
 from caserver.raft.ports import (
@@ -53,18 +55,23 @@ class Watchers(Generic[State]):
 
     async def changed(self, select: Callable[[State, Leadership], Selected], seen: Selected) -> Selected:
         """Wait until ``select(state, leadership) != seen`` and return the new value."""
-        value = select(*self._read())
-        if value != seen:
-            return value
         future: asyncio.Future[Selected] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(select, {})[future] = seen
         try:
+            # Only now: whoever changes what is read asks afterwards whether anyone is waiting.
+            value = select(*self._read())
+            if value != seen:
+                return value
             return await future
         finally:
             waiting = self._waiting.get(select, {})
             waiting.pop(future, None)
             if not waiting:
                 self._waiting.pop(select, None)
+
+    def __bool__(self) -> bool:
+        """Whether anyone waits; may be asked from another thread, after the change."""
+        return bool(self._waiting)
 
     def notify(self) -> None:
         """State or leadership changed: wake those for whom that makes a difference."""
@@ -116,7 +123,7 @@ class ReplicatedLog(Generic[Command, State, Result]):
         self._compaction: asyncio.Task[None] | None = None
         self._hint_at = clock.monotonic() + _HINT_AFTER
         self._standing: Standing | None = None
-        self._pending: set[Callable[[str], None]] = set()
+        self._pending = Deadlines(self._loop)
         self._leadership = Leadership(node="", leader=None, term=0, is_leader=False)
         self._published: tuple[Any, Leadership] = (machine.state, self._leadership)
         self._watchers: Watchers[State] = Watchers(lambda: (self.state, self.leadership))
@@ -147,57 +154,66 @@ class ReplicatedLog(Generic[Command, State, Result]):
 
     async def propose(self, command: Command, *, deadline: float = 5.0) -> Outcome[Result]:
         """Replicate one command; the outcome says exactly what is known after at most ``deadline`` seconds."""
-        if self._engine is None or self._stopped:
-            return NotCommitted(_STOPPED)
         future: asyncio.Future[Outcome[Result]] = self._loop.create_future()
+        proposal = Proposal(self._machine.encode(command), partial(settle, future))
+        self.submit(proposal, deadline)
+        try:
+            return await future
+        finally:
+            proposal.withdrawn = not proposal.appended
+
+    def submit(self, proposal: Proposal, deadline: float) -> None:
+        """Replicate one command; ``done`` gets the outcome once, from the loop, perhaps at once, after at most ``deadline`` s."""
+        told = proposal.done
+        if self._engine is None or self._stopped:
+            told(NotCommitted(_STOPPED))
+            return
         started = self._clock.monotonic()
 
         def done(outcome: Outcome[Result]) -> None:
             if isinstance(outcome, Committed):
                 self._vitals.commit.add((self._clock.monotonic() - started) * 1000)
-            if not future.done():
-                future.set_result(outcome)
+            if self._pending.drop(proposal):
+                told(outcome)
 
-        def give_up(reason: str) -> None:
-            done(OutcomeUnknown(reason))
-
-        proposal = Proposal(self._machine.encode(command), done)
-        self._pending.add(give_up)
-        try:
-            self._engine.propose(proposal)
-            self._kick()
-            async with asyncio.timeout(deadline):
-                return await future
-        except TimeoutError:
-            if proposal.appended:
-                return OutcomeUnknown(f"no majority confirmed the command within {deadline:g} s")
-            return NotCommitted(f"the command was not appended within {deadline:g} s and is withdrawn")
-        finally:
-            self._pending.discard(give_up)
+        def give_up(reason: str | None) -> None:
             proposal.withdrawn = not proposal.appended
+            if reason is not None:
+                told(OutcomeUnknown(reason))
+            elif proposal.appended:
+                told(OutcomeUnknown(f"no majority confirmed the command within {deadline:g} s"))
+            else:
+                told(NotCommitted(f"the command was not appended within {deadline:g} s and is withdrawn"))
+
+        proposal.done = done
+        self._pending.add(proposal, deadline, give_up)
+        self._engine.propose(proposal)
+        self._kick()
 
     async def barrier(self, *, deadline: float = 5.0) -> None:
         """Return once ``state`` holds everything committed before the call; NotLeader if leadership cannot be proven."""
-        if self._engine is None or self._stopped:
-            raise NotLeader(_STOPPED)
         future: asyncio.Future[str | None] = self._loop.create_future()
-
-        def done(reason: str | None) -> None:
-            if not future.done():
-                future.set_result(reason)
-
-        self._pending.add(done)
-        try:
-            self._engine.barrier(done)
-            self._kick()
-            async with asyncio.timeout(deadline):
-                reason = await future
-        except TimeoutError as exc:
-            raise NotLeader(f"no majority confirmed the leadership of this node within {deadline:g} s") from exc
-        finally:
-            self._pending.discard(done)
+        self.submit_barrier(partial(settle, future), deadline)
+        reason = await future
         if reason is not None:
             raise NotLeader(reason)
+
+    def submit_barrier(self, told: Callable[[str | None], None], deadline: float) -> None:
+        """As ``barrier``: ``told(None)``, or why leadership cannot be proven, once, from the loop, perhaps at once."""
+        if self._engine is None or self._stopped:
+            told(_STOPPED)
+            return
+
+        def done(reason: str | None) -> None:
+            if self._pending.drop(done):
+                told(reason)
+
+        def give_up(reason: str | None) -> None:
+            told(reason or f"no majority confirmed the leadership of this node within {deadline:g} s")
+
+        self._pending.add(done, deadline, give_up)
+        self._engine.barrier(done)
+        self._kick()
 
     async def transfer_leadership(self, to: str | None = None, *, deadline: float = 5.0) -> bool:
         """Hand leadership to ``to`` or to whoever is furthest; whether somebody else leads after at most ``deadline`` s."""
@@ -364,8 +380,7 @@ class ReplicatedLog(Generic[Command, State, Result]):
             self._timer.cancel()
         if self._network is not None:
             self._network.close()
-        for give_up in tuple(self._pending):
-            give_up(reason)
+        self._pending.give_up_all(reason)
         node, term = self._leadership.node, self._leadership.term
         self._leadership = Leadership(node=node, leader=None, term=term, is_leader=False)
         self._watchers.notify()

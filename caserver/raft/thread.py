@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,9 +19,10 @@ from caserver.errors import NotLeader, Unavailable
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import Keyring
 from caserver.internode.membership import Membership
+from caserver.raft.crossing import Answers, Mailbox
 from caserver.raft.data_dir import DataDir
 from caserver.raft.disk import MemoryDisk, PosixDisk
-from caserver.raft.engine import SNAPSHOT_EVERY, Engine
+from caserver.raft.engine import SNAPSHOT_EVERY, Engine, Proposal
 from caserver.raft.guard import Timing
 from caserver.raft.ports import Disk, Leadership, Message, NotCommitted, Outcome, OutcomeUnknown, Seals, StateMachine
 from caserver.raft.replicated_log import ReplicatedLog, Watchers
@@ -35,6 +37,7 @@ Selected = TypeVar("Selected")
 T = TypeVar("T")
 
 _STOPPED = "this Raft node has stopped"
+_NO_ANSWER = "the Raft thread did not answer in time"
 _CROSSING_SECONDS = 1.0  # how much later than its deadline an answer may come from the other loop
 _STREAM_FAILED = "a stream failed"  # what Streams reports when one of its tasks ends by a defect
 
@@ -98,6 +101,8 @@ class RaftThread(Generic[Command, State, Result]):
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log: ReplicatedLog[Command, State, Result] | None = None
+        self._calls: Mailbox | None = None  # into the Raft loop
+        self._answers: Answers | None = None  # out of it
         self._streams: Streams | None = None
         self._address: Address | None = None
         self._quit: asyncio.Event | None = None
@@ -115,6 +120,7 @@ class RaftThread(Generic[Command, State, Result]):
     async def start(self) -> None:
         """Open the data directory and begin; Corrupt or OSError, as an operator must read it, if that cannot be."""
         self._main = asyncio.get_running_loop()
+        self._answers = Answers(self._main)
         ready = self._main.create_future()
         self._ended, self._fatal = self._main.create_future(), self._main.create_future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="raft", daemon=True)
@@ -172,25 +178,35 @@ class RaftThread(Generic[Command, State, Result]):
 
     async def propose(self, command: Command, *, deadline: float = 5.0) -> Outcome[Result]:
         """Replicate one command; never raises for a Raft reason: the outcome says it, within ``deadline`` seconds."""
-        if self._log is None or self._is_over():
+        log, calls, answers = self._log, self._calls, self._answers
+        if log is None or calls is None or answers is None or self._is_over():
             return NotCommitted(_STOPPED)
-        crossing = self._across(self._log.propose(command, deadline=deadline))
+        future: asyncio.Future[Outcome[Result]] = answers.expect(
+            deadline + _CROSSING_SECONDS, lambda reason: OutcomeUnknown(reason or _NO_ANSWER)
+        )
+        proposal = Proposal(self._machine.encode(command), partial(answers.put, future))
+        calls.put(log.submit, proposal, deadline)
         try:
-            async with asyncio.timeout(deadline + _CROSSING_SECONDS):
-                return await crossing
-        except TimeoutError:
-            return OutcomeUnknown("the Raft thread did not answer in time")
+            return await future
+        finally:
+            proposal.withdrawn = True  # if it is not in the log by now; the engine looks before it puts it there
+            answers.forget(future)
 
     async def barrier(self, *, deadline: float = 5.0) -> None:
         """Return once ``state`` holds everything committed before the call; NotLeader if leadership cannot be proven."""
-        if self._log is None or self._is_over():
+        log, calls, answers = self._log, self._calls, self._answers
+        if log is None or calls is None or answers is None or self._is_over():
             raise NotLeader(_STOPPED)
-        crossing = self._across(self._log.barrier(deadline=deadline))
+        future: asyncio.Future[str | None] = answers.expect(
+            deadline + _CROSSING_SECONDS, lambda reason: reason or _NO_ANSWER
+        )
+        calls.put(log.submit_barrier, partial(answers.put, future), deadline)
         try:
-            async with asyncio.timeout(deadline + _CROSSING_SECONDS):
-                await crossing
-        except TimeoutError as exc:
-            raise NotLeader("the Raft thread did not answer in time") from exc
+            reason = await future
+        finally:
+            answers.forget(future)
+        if reason is not None:
+            raise NotLeader(reason)
 
     async def transfer_leadership(self, to: str | None = None, *, deadline: float = 5.0) -> bool:
         """Hand leadership to ``to`` or to whoever is furthest; whether somebody else leads now."""
@@ -214,7 +230,7 @@ class RaftThread(Generic[Command, State, Result]):
             async with asyncio.timeout(_CROSSING_SECONDS):
                 return await self._across(self._status(self._log, restart=restart))
         except TimeoutError as exc:
-            raise Unavailable("the Raft thread did not answer in time") from exc
+            raise Unavailable(_NO_ANSWER) from exc
 
     async def _status(self, log: ReplicatedLog[Command, State, Result], *, restart: bool) -> RaftStatus:
         status = replace(log.status(restart=restart), release=release())
@@ -255,6 +271,8 @@ class RaftThread(Generic[Command, State, Result]):
             self.fatal.set_exception(failure)
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
+        if self._answers is not None:
+            self._answers.give_up_all(_STOPPED)
         self._watchers.notify()
 
     def _tell_main(self, call: Callable[..., None], *args: object) -> None:
@@ -262,9 +280,9 @@ class RaftThread(Generic[Command, State, Result]):
             self._main.call_soon_threadsafe(call, *args)
 
     def _notice(self) -> None:
-        if not self._notice_sent:
+        if self._watchers and self._answers is not None and not self._notice_sent:
             self._notice_sent = True
-            self._tell_main(self._wake)
+            self._answers.call(self._wake)
 
     async def _live(self, ready: asyncio.Future[None]) -> None:
         self._loop, self._quit = asyncio.get_running_loop(), asyncio.Event()
@@ -323,6 +341,7 @@ class RaftThread(Generic[Command, State, Result]):
         log.start(engine, network, before_change=binder.bind)
         if streams is not None:
             await self._listen(streams)
+        self._calls = Mailbox(asyncio.get_running_loop())
         self._log, self._streams = log, streams
         self._tell_main(_set_ready, ready)
         watch = asyncio.get_running_loop().create_task(self._watch(log, stored))

@@ -48,6 +48,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "raft": {
             "",
             "compaction",
+            "crossing",
             "data_dir",
             "disk",
             "engine",
