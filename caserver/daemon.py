@@ -37,7 +37,7 @@ from caserver.internode.keyring import SECRET_BYTES, Keyring, decode_secret
 from caserver.leaf_cache import LeafCache
 from caserver.own_secret import own_secret
 from caserver.pki import tls
-from caserver.providers.builtin import builtin_factory
+from caserver.providers.builtin import builtin_kind
 from caserver.raft.journal import JournalFailed
 from caserver.raft.ports import Seals
 from caserver.raft.thread import RaftSettings, RaftThread
@@ -178,7 +178,7 @@ class _Agent:
         raft = await self._start_log(stack, keyring)
         authority = Authority(
             raft,
-            providers=Providers({"consul": builtin_factory(self._clock, self._entropy, workers)}),
+            providers=Providers({"consul": builtin_kind(self._clock, self._entropy, workers)}),
             keyring=keyring,
             clock=self._clock,
             entropy=self._entropy,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_der_private_key
 
-from caserver.authority.ports import Provider, ProviderFactory, Providers
+from caserver.authority.ports import Provider, ProviderKind, Providers
 from caserver.errors import Corrupt, InvalidConfig, NotInitialized, ProviderUnavailable
 from caserver.fields import Secret
 from caserver.internode.keyring import Keyring, Sealed
@@ -54,6 +54,7 @@ class Signing:
     issuer_not_before: int
     issuer_not_after: int
     hops: tuple[tuple[str, int], ...]  # the root's intermediates with the NotAfter of each
+    chooses_serials: bool = False  # and instants: the provider signs elsewhere
 
     def travelling(self, now: int) -> str:
         """What follows a leaf in its chain: every intermediate that has not expired, PEM, one newline after each."""
@@ -75,14 +76,16 @@ class Custody:
 
     def candidate(self, configuration: CAConfiguration, *, trust_domain: str) -> Provider:
         """A provider for a configuration that is not in force; InvalidConfig for a provider that is not known."""
-        factory = self._factory(configuration.provider)
-        return factory(configuration, trust_domain=trust_domain, root=None, root_key=None)
+        return self.kind(configuration.provider).build(
+            configuration, trust_domain=trust_domain, root=None, root_key=None
+        )
 
     def former(self, stored: StoredConfiguration, root: CARoot | None, *, trust_domain: str) -> Provider:
         """The provider of a stored configuration, bound to its root if that is still listed."""
         key = None if root is None else open_root_key(root, self._keyring)
         configuration = open_stored(stored, self._keyring)
-        return self._factory(stored.provider)(configuration, trust_domain=trust_domain, root=root, root_key=key)
+        build = self.kind(stored.provider).build
+        return build(configuration, trust_domain=trust_domain, root=root, root_key=key)
 
     def signing(self, state: CAState) -> Signing:
         """What signs leaves in ``state``; NotInitialized without an active root, ProviderUnavailable if its key does not open."""
@@ -96,11 +99,14 @@ class Custody:
             signing = self._open(state, root, configuration.stored, trust_domain)
         except Corrupt as exc:
             raise ProviderUnavailable(f"the key of the active root {root.id} cannot be used: {exc}") from exc
+        self.forget()
         self._cached = (version, signing)
         return signing
 
     def forget(self) -> None:
-        """Drop every opened key."""
+        """Drop every opened key and let the provider go."""
+        if self._cached is not None:
+            self._cached[1].provider.close()
         self._cached = None
 
     def _open(self, state: CAState, root: CARoot, stored: StoredConfiguration, trust_domain: str) -> Signing:
@@ -116,13 +122,15 @@ class Custody:
             issuer_not_before=issuer.not_before,
             issuer_not_after=issuer.not_after,
             hops=tuple((pem, describe(pem).not_after) for pem in root.intermediates),
+            chooses_serials=self.kind(stored.provider).chooses_serials,
         )
 
-    def _factory(self, name: str) -> ProviderFactory:
-        factory = self._providers.factories.get(name)
-        if factory is None:
+    def kind(self, name: str) -> ProviderKind:
+        """What the provider of this name is; InvalidConfig for one that is not known."""
+        kind = self._providers.kinds.get(name)
+        if kind is None:
             raise InvalidConfig(f'could not initialize provider: unknown CA provider "{name}"')
-        return factory
+        return kind
 
 
 def _issuer(root: CARoot) -> str:

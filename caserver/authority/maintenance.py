@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from types import MappingProxyType
 from typing import assert_never
 
 import structlog
@@ -113,18 +114,26 @@ class Maintenance:
         return state if self._clock.monotonic() >= self._retire_from else replace(state, retiring=())
 
     async def _retire(self, state: CAState, retiring: Retiring) -> None:
-        root = state.root(retiring.root_id)
-        # Rotated back to in the meantime: what it has at its backend is in use again.
-        if root is None or not root.active:
-            try:
-                provider = self._custody.former(retiring.configuration, root, trust_domain=state.trust_domain or "")
-                await provider.retire()
-            except (CaserverError, Corrupt) as exc:
-                self._retire_from = self._clock.monotonic() + RETIRE_AGAIN
-                _log.warning("retiring the former CA provider failed, it will be tried again", reason=str(exc))
-                return
-        await commit(self._log, ProviderRetired(at=self._now(), root_id=retiring.root_id))
-        _log.info("the former CA provider is retired", root_id=retiring.root_id)
+        try:
+            await self._clean_up(state, retiring)
+        except (CaserverError, Corrupt) as exc:
+            self._retire_from = self._clock.monotonic() + RETIRE_AGAIN
+            _log.warning("retiring the former CA provider failed, it will be tried again", reason=str(exc))
+            return
+        await commit(self._log, ProviderRetired(at=self._now(), root_id=retiring.root_id, epoch=retiring.epoch))
+        _log.info("the former CA provider is retired", root_id=retiring.root_id, epoch=retiring.epoch)
+
+    async def _clean_up(self, state: CAState, retiring: Retiring) -> None:
+        root, active = state.root(retiring.root_id), state.active_root
+        if root is not None:  # as it was when it was replaced: it may have come back, with other things at its backend
+            root = replace(root, backend=retiring.backend)
+        provider = self._custody.former(retiring.configuration, root, trust_domain=state.trust_domain or "")
+        try:
+            await provider.retire(
+                epochs=(retiring.epoch,), keep=None if active is None else MappingProxyType(dict(active.backend))
+            )
+        finally:
+            provider.close()
 
     async def _rest(self) -> None:
         """Until something falls due, or the state gives another reason to look."""

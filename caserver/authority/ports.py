@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar, assert_never
@@ -16,6 +16,7 @@ from caserver.state.configuration import CAConfiguration
 from caserver.state.model import CARoot, CAState, RootID
 
 Selected = TypeVar("Selected")
+Backend = Mapping[str, str]  # facts that a provider finds its things by again (paths, ids); replicated, never a secret
 
 
 class Log(Protocol):
@@ -98,6 +99,19 @@ class Prepared:
     root_key: Secret | None  # PKCS#8 PEM (built-in), to be sealed by the authority; None if the key lives elsewhere
     intermediates: tuple[str, ...] = ()  # PEM, signing certificate first; empty if the root signs leaves itself
     warnings: tuple[str, ...] = ()
+    backend: Backend = field(default_factory=dict)
+    root_csr: str | None = (
+        None  # PEM, a request made with the root's key, for a predecessor that cross-signs only those
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tended:
+    """How a provider is, and when it wants to be looked after again."""
+
+    next_in: float  # seconds
+    troubles: tuple[tuple[str, str], ...] = ()  # (code, reason) for operators
+    token_expires_at: float | None = None  # epoch seconds; None: there is no token, or it never expires
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +125,7 @@ class SigningOrder:
     public_key: bytes  # SubjectPublicKeyInfo, DER
     csr_pem: str  # for providers that sign CSRs elsewhere
     not_before: int
-    not_after: int
+    not_after: int  # where the provider chooses the validity: the latest that it may
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +149,39 @@ class Provider(Protocol):
         ...
 
     async def prepare(self, *, now: datetime, epoch: int) -> Prepared:
-        """Make the configuration's root (and intermediate) exist and bind to it; renewing an intermediate is this too."""
+        """Make the configuration's root (and intermediate) exist and bind to it; renewing an intermediate is this too.
+
+        What it makes at a backend is named after cluster and ``epoch``, so that whoever repeats the call finds it.
+        """
         ...
 
     async def sign_leaves(self, orders: Sequence[SigningOrder]) -> Sequence[SignedLeaf | CaserverError]:
         """Sign each order, in order; a failure of one is its own value."""
         ...
 
-    async def cross_sign(self, certificate_pem: str, *, serial: int, not_before: datetime, not_after: datetime) -> str:
-        """Issue a certificate with the subject, key, SKI and SAN of ``certificate_pem`` signed by this provider's root."""
+    async def cross_sign(
+        self, certificate_pem: str, *, csr_pem: str | None, serial: int, not_before: datetime, not_after: datetime
+    ) -> str:
+        """Issue a certificate with the subject, key, SKI and SAN of ``certificate_pem`` signed by this provider's root.
+
+        ``csr_pem`` asks for the same with that root's key. A backend that draws serials and instants itself keeps to
+        ``not_after``.
+        """
         ...
 
-    async def retire(self) -> None:
-        """Remove what this provider made at its backend and no live chain needs."""
+    async def retire(self, *, epochs: tuple[int, ...], keep: Backend | None) -> None:
+        """Remove what ``prepare`` made at the backend for ``epochs`` under this configuration.
+
+        ``keep`` is the active root's backend: what that names stays. Nothing that others made is touched.
+        """
+        ...
+
+    async def tend(self, now: datetime) -> Tended:
+        """Look after what keeps the provider able to sign: tokens, the health of its backend. Asked while it is in force."""
+        ...
+
+    def close(self) -> None:
+        """Release pools and sessions; calls under way end as they would, none follows."""
         ...
 
 
@@ -162,7 +196,15 @@ class ProviderFactory(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ProviderKind:
+    """How to build the providers of one name, and what the authority must know of all of them."""
+
+    build: ProviderFactory
+    chooses_serials: bool = False  # and instants: an external backend signs, one request a leaf
+
+
+@dataclass(frozen=True, slots=True)
 class Providers:
     """The providers this build knows, by the name that ``Provider`` takes in a configuration."""
 
-    factories: dict[str, ProviderFactory] = field(default_factory=dict)
+    kinds: Mapping[str, ProviderKind] = field(default_factory=dict)

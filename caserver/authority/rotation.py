@@ -227,7 +227,7 @@ class Rotation:
         new = self._custody.candidate(configuration, trust_domain=trust_domain)
         prepared = await new.prepare(now=now, epoch=change.epoch)
         old = self._predecessor(state, configuration, now)
-        crossed = None if old is None else await self._cross_sign(old, prepared.root_pem, configuration, now)
+        crossed = None if old is None else await self._cross_sign(old, prepared, configuration, now)
         root, beyond, failures = await self._proven(
             state, prepared, configuration.provider, new=new, old=old, crossed=crossed
         )
@@ -299,10 +299,11 @@ class Rotation:
                 "ForceWithoutCrossSigning = true rotates without its help"
             ) from exc
 
-    async def _cross_sign(self, old: Signing, root_pem: str, configuration: CAConfiguration, now: datetime) -> str:
+    async def _cross_sign(self, old: Signing, prepared: Prepared, configuration: CAConfiguration, now: datetime) -> str:
         until = cross_signed_until(old.root, configuration, _seconds(now))
         return await old.provider.cross_sign(
-            root_pem,
+            prepared.root_pem,
+            csr_pem=prepared.root_csr,
             serial=serial_from(self._entropy.bytes(16)),
             not_before=now.replace(microsecond=0) - timedelta(seconds=BACKDATED),
             not_after=datetime.fromtimestamp(until, UTC),
@@ -329,6 +330,7 @@ class Rotation:
             provider=provider,
             intermediates=intermediates,
             sealed_key=sealed,
+            backend=tuple(sorted(prepared.backend.items())),
         )
 
     async def _abort(self, request_id: str, error: Exception) -> Index | None:

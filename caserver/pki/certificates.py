@@ -261,6 +261,19 @@ def _subjects_extensions(certificate: x509.Certificate) -> list[x509.Extension[x
     return [each for each in certificate.extensions if each.oid not in _ISSUERS_OWN]
 
 
+def make_root_csr(root_pem: str, key: PrivateKey) -> str:
+    """A request (PEM) for a certificate with the subject, key and extensions of a root: what others cross-sign it by."""
+    root = load_certificate(root_pem)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(root.subject)
+    for each in _subjects_extensions(root):
+        builder = builder.add_extension(each.value, each.critical)
+    if keys.is_ec(key):
+        request = builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True)
+    else:
+        request = builder.sign(key, hashes.SHA256())
+    return request.public_bytes(Encoding.PEM).decode()
+
+
 @dataclass(frozen=True, slots=True)
 class LeafTemplate:
     """Everything variable in a leaf; instants are epoch seconds."""

@@ -15,7 +15,16 @@ from typing import TypeVar
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from caserver.authority.ports import Inspection, Prepared, Provider, ProviderFactory, SignedLeaf, SigningOrder
+from caserver.authority.ports import (
+    Backend,
+    Inspection,
+    Prepared,
+    Provider,
+    ProviderKind,
+    SignedLeaf,
+    SigningOrder,
+    Tended,
+)
 from caserver.environment import Clock, Entropy, PrivateKey, Workers
 from caserver.errors import CaserverError, InvalidConfig, ProviderRefused
 from caserver.fields import Fault, Secret, fault_text
@@ -24,6 +33,7 @@ from caserver.pki.certificates import (
     cross_sign,
     describe,
     make_root,
+    make_root_csr,
     operator_root_faults,
     root_common_name,
     serial_from,
@@ -35,14 +45,15 @@ from caserver.state.configuration import CAConfiguration
 from caserver.state.model import CARoot, RootID
 
 ROOT_BACKDATED = 300  # seconds that a generated root's NotBefore lies in the past, so that no leaf predates it
+TEND_AGAIN = 3600.0  # seconds
 _QUICK_BITS = 256  # EC keys up to this size sign in tens of microseconds, on the loop; all others in a worker
 _WEAK_BITS = 224
 
 T = TypeVar("T")
 
 
-def builtin_factory(clock: Clock, entropy: Entropy, workers: Workers) -> ProviderFactory:
-    """The factory to register under ``consul``."""
+def builtin_kind(clock: Clock, entropy: Entropy, workers: Workers) -> ProviderKind:
+    """What to register under ``consul``."""
 
     def build(
         configuration: CAConfiguration, *, trust_domain: str, root: CARoot | None, root_key: Secret | None
@@ -54,7 +65,7 @@ def builtin_factory(clock: Clock, entropy: Entropy, workers: Workers) -> Provide
             configuration, trust_domain=trust_domain, clock=clock, entropy=entropy, workers=workers, bound=bound
         )
 
-    return build
+    return ProviderKind(build)
 
 
 def seed_faults(configuration: CAConfiguration, *, now: datetime, spare_id: str, validity: bool) -> list[Fault]:
@@ -133,16 +144,22 @@ class BuiltinProvider:
         inspection = await self.inspect()
         if self._bound is None:
             self._bound = await self._make(now)
+        bound = self._bound
         return Prepared(
-            root_pem=self._bound.root_pem, root_key=pkcs8_pem(self._bound.key), warnings=inspection.warnings
+            root_pem=bound.root_pem,
+            root_key=pkcs8_pem(bound.key),
+            warnings=inspection.warnings,
+            root_csr=await self._signing(make_root_csr, bound.root_pem, bound.key),
         )
 
     async def sign_leaves(self, orders: Sequence[SigningOrder]) -> Sequence[SignedLeaf | CaserverError]:
         """Sign each order with the serial that was booked for it."""
         return await self._signing(self._sign_all, orders)
 
-    async def cross_sign(self, certificate_pem: str, *, serial: int, not_before: datetime, not_after: datetime) -> str:
-        """Issue the given root's subject and key under this provider's root, never beyond its life."""
+    async def cross_sign(
+        self, certificate_pem: str, *, csr_pem: str | None, serial: int, not_before: datetime, not_after: datetime
+    ) -> str:
+        """Issue the given root's subject and key under this provider's root, never beyond its life; no request is needed."""
         bound = self._require_bound()
         issue = partial(
             cross_sign,
@@ -155,8 +172,15 @@ class BuiltinProvider:
         )
         return await self._signing(issue)
 
-    async def retire(self) -> None:
+    async def retire(self, *, epochs: tuple[int, ...], keep: Backend | None) -> None:
         """Nothing is kept anywhere but in the replicated state, which prunes itself."""
+
+    async def tend(self, now: datetime) -> Tended:
+        """Nothing wears out."""
+        return Tended(next_in=TEND_AGAIN)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     async def _signing(self, function: Callable[..., T], *args: object) -> T:
         """Run what signs: here if the key is quick, else where it does not hold the loop."""

@@ -44,6 +44,7 @@ from caserver.state.model import (
     Index,
     RequestRecord,
     Retiring,
+    RootID,
     StoredConfiguration,
 )
 from caserver.state.repeats import next_index as _next_index
@@ -118,16 +119,20 @@ def begin_change(state: CAState, command: BeginChange) -> Step:
     refusal = _refuse_write(state, command.request_id, command.expect_index, command.expect_epoch)
     if refusal is not None:
         return state, refusal
+    if command.renew and state.active_root is None:
+        return state, Refused(Reason.NO_SUCH_ROOT, "no root is active")
     index = _next_index(state)
+    epoch = max(state.ca_epoch, state.epoch_given) + 1
     change = Change(
         request_id=command.request_id,
         begun_at=command.at,
         configuration=command.configuration,
-        epoch=state.ca_epoch + 1,
+        epoch=epoch,
         begun_index=index,
         force=command.force,
+        renew=command.renew,
     )
-    return replace(state, index=index, change=change), Applied(index)
+    return replace(state, index=index, change=change, epoch_given=epoch), Applied(index)
 
 
 def activate_root(state: CAState, command: ActivateRoot) -> Step:
@@ -177,44 +182,61 @@ def set_configuration(state: CAState, command: SetConfiguration) -> Step:
 
 def set_intermediate(state: CAState, command: SetIntermediate) -> Step:
     """Give the active root a new chain and signing certificate; signing under the former one is fenced off."""
-    refusal = _refuse_duplicate(state, command.request_id) or _refuse_busy(state, command.expect_epoch)
-    if refusal is not None:
-        return state, refusal
+    change, configuration = state.change, state.configuration
+    refusal = _refuse_duplicate(state, command.request_id) or _refuse_renewal(state, command)
     root = state.root(command.root_id)
-    if root is None:
-        return state, Refused(Reason.NO_SUCH_ROOT, f"{command.root_id} is not listed")
-    if not root.active:
-        return state, Refused(Reason.ROOT_NOT_ACTIVE, f"{command.root_id} was rotated out")
+    if refusal is not None or change is None or configuration is None or root is None:
+        return state, refusal or Refused(Reason.NO_SUCH_CHANGE)
     index = _next_index(state)
+    succeeded = _succeeded(configuration, change.configuration, index)
     renewed = replace(
-        root, intermediates=command.intermediates, signing_key_id=command.signing_key_id, modify_index=index
+        root,
+        intermediates=command.intermediates,
+        signing_key_id=command.signing_key_id,
+        backend=command.backend,
+        leaf_ttl_max=max(root.leaf_ttl_max, change.configuration.effective.leaf_ttl),
+        modify_index=index,
     )
+    former = Retiring(configuration.stored, root.id, command.retire_not_before, state.ca_epoch, root.backend)
+    history = state.history
+    if succeeded is not configuration:
+        history = _with_history(state, HistoryEntry(index, command.at, "configure", root.id, change.configuration))
     return replace(
         state,
         index=index,
-        ca_epoch=state.ca_epoch + 1,
+        ca_epoch=change.epoch,
+        configuration=succeeded,
         roots=_with_root(state.roots, renewed),
         roots_index=index,
+        change=None,
+        retiring=(*state.retiring, former),
+        history=history,
         requests=_with_request(state, command.request_id, RequestRecord(command.at, index, "renewed")),
     ), Applied(index)
 
 
 def abort_change(state: CAState, command: AbortChange) -> Step:
-    """Give up the change in progress and remember why."""
+    """Give up the change in progress and remember why; what it may have left at a backend is to be cleaned up."""
+    change = state.change
     refusal = _refuse_duplicate(state, command.request_id) or _refuse_other_change(state, command.request_id)
-    if refusal is not None:
-        return state, refusal
+    if refusal is not None or change is None:
+        return state, refusal or Refused(Reason.NO_SUCH_CHANGE)
     index = _next_index(state)
     record = RequestRecord(command.at, index, f"{f'aborted {command.kind}'.rstrip()}: {command.reason}")
+    owed = state.retiring
+    if command.retire_not_before is not None:
+        owed = (*owed, Retiring(change.configuration, RootID(""), command.retire_not_before, change.epoch))
     requests = _with_request(state, command.request_id, record)
-    return replace(state, index=index, change=None, requests=requests), Applied(index)
+    return replace(state, index=index, change=None, retiring=owed, requests=requests), Applied(index)
 
 
 def provider_retired(state: CAState, command: ProviderRetired) -> Step:
-    """Strike the clean-up owed for a root, and with it the retired provider's secrets."""
-    left = tuple(each for each in state.retiring if each.root_id != command.root_id)
+    """Strike the clean-up owed for a root and an epoch, and with it the retired provider's secrets."""
+    done = (command.root_id, command.epoch)
+    left = tuple(each for each in state.retiring if (each.root_id, each.epoch) != done)
     if len(left) == len(state.retiring):
-        return state, Refused(Reason.NO_SUCH_ROOT, f"no clean-up is owed for {command.root_id}")
+        owed = f"no clean-up is owed for {command.root_id or 'a change'} of epoch {command.epoch}"
+        return state, Refused(Reason.NO_SUCH_ROOT, owed)
     index = _next_index(state)
     return replace(state, index=index, retiring=left), Applied(index)
 
@@ -321,15 +343,33 @@ def _refuse_other_change(state: CAState, request_id: str) -> Refused | None:
 
 
 def _refuse_completion(state: CAState, command: ActivateRoot) -> Refused | None:
-    refusal = _refuse_other_change(state, command.request_id)
+    refusal = _refuse_announced(state, command.request_id, command.expect_epoch, renew=False)
     if refusal is not None:
         return refusal
-    if command.expect_epoch != state.ca_epoch:
-        return _stale_epoch(state, command.expect_epoch)
     root = command.root
     if not (root.id and root.pem and root.not_before < root.not_after):
         return Refused(Reason.INVALID, "the new root lacks its id, its certificate or a lifetime")
     return None
+
+
+def _refuse_renewal(state: CAState, command: SetIntermediate) -> Refused | None:
+    refusal = _refuse_announced(state, command.request_id, command.expect_epoch, renew=True)
+    if refusal is not None:
+        return refusal
+    root = state.root(command.root_id)
+    if root is None:
+        return Refused(Reason.NO_SUCH_ROOT, f"{command.root_id} is not listed")
+    return None if root.active else Refused(Reason.ROOT_NOT_ACTIVE, f"{command.root_id} was rotated out")
+
+
+def _refuse_announced(state: CAState, request_id: str, expect_epoch: int, *, renew: bool) -> Refused | None:
+    """What stands against completing the change of ``request_id``, as a renewal or as a rotation."""
+    refusal = _refuse_other_change(state, request_id)
+    if refusal is not None:
+        return refusal
+    if state.change is not None and state.change.renew != renew:
+        return Refused(Reason.NO_SUCH_CHANGE, f"request {request_id} is a {'rotation' if renew else 'renewal'}")
+    return None if expect_epoch == state.ca_epoch else _stale_epoch(state, expect_epoch)
 
 
 def _refuse_prune(state: CAState, command: PruneRoots) -> Refused | None:
@@ -416,16 +456,19 @@ def _activated(new: NewRoot, known: CARoot | None, leaf_ttl: int, index: Index) 
         live_by_hour=Map() if known is None else known.live_by_hour,
         create_index=index if known is None else known.create_index,
         modify_index=index,
+        backend=new.backend,
     )
 
 
 def _with_retiring(state: CAState, command: ActivateRoot) -> tuple[Retiring, ...]:
-    """Clean-up owed after a rotation; what is owed for a root that becomes active again is struck."""
-    owed = tuple(each for each in state.retiring if each.root_id != command.root.id)
+    """Clean-up owed after a rotation, of what the former epoch made; a root may go and come back and owe it twice."""
     previous = state.active_root
     if command.retire_not_before is None or previous is None or state.configuration is None:
-        return owed
-    return (*owed, Retiring(state.configuration.stored, previous.id, command.retire_not_before, state.ca_epoch))
+        return state.retiring
+    former = Retiring(
+        state.configuration.stored, previous.id, command.retire_not_before, state.ca_epoch, previous.backend
+    )
+    return (*state.retiring, former)
 
 
 def _without_hours(root: CARoot, now: int) -> CARoot:

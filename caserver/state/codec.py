@@ -71,6 +71,7 @@ _STORED = _record(
     root_cert=_optional(_TEXT),
     force_without_cross_signing=_FLAG,
 )
+_BACKEND = _many(_tuple_of(_TEXT, _TEXT))
 _CERTIFICATE: dict[str, _Shape[Any]] = {
     "id": _TEXT,
     "name": _TEXT,
@@ -84,9 +85,11 @@ _CERTIFICATE: dict[str, _Shape[Any]] = {
     "provider": _TEXT,
     "intermediates": _many(_TEXT),
     "sealed_key": _optional(_SEALED),
+    "backend": _BACKEND,
 }
 _ROOT = _record(
     m.CARoot,
+    frozenset({"backend"}),
     **_CERTIFICATE,
     active=_FLAG,
     rotated_out_at=_optional(_INT),
@@ -99,15 +102,24 @@ _ROOT = _record(
 _CONFIGURATION = _record(m.Configuration, stored=_STORED, create_index=_INT, modify_index=_INT)
 _CHANGE = _record(
     m.Change,
-    frozenset({"force"}),
+    frozenset({"force", "renew"}),
     request_id=_TEXT,
     begun_at=_INT,
     configuration=_STORED,
     epoch=_INT,
     begun_index=_INT,
     force=_FLAG,
+    renew=_FLAG,
 )
-_RETIRING = _record(m.Retiring, configuration=_STORED, root_id=_TEXT, not_before=_INT, epoch=_INT)
+_RETIRING = _record(
+    m.Retiring,
+    frozenset({"backend"}),
+    configuration=_STORED,
+    root_id=_TEXT,
+    not_before=_INT,
+    epoch=_INT,
+    backend=_BACKEND,
+)
 _HISTORY = _record(
     m.HistoryEntry, index=_INT, at=_INT, kind=_TEXT, active_root_id=_optional(_TEXT), configuration=_STORED
 )
@@ -123,13 +135,14 @@ _OPERATIONS: dict[str, tuple[type[Any], _Shape[Any]]] = {
         c.BeginChange,
         _record(
             c.BeginChange,
-            frozenset({"force"}),
+            frozenset({"force", "renew"}),
             request_id=_TEXT,
             at=_INT,
             expect_index=_INT,
             expect_epoch=_INT,
             configuration=_STORED,
             force=_FLAG,
+            renew=_FLAG,
         ),
     ),
     "activate_root": (
@@ -139,7 +152,7 @@ _OPERATIONS: dict[str, tuple[type[Any], _Shape[Any]]] = {
             request_id=_TEXT,
             at=_INT,
             expect_epoch=_INT,
-            root=_record(c.NewRoot, **_CERTIFICATE),
+            root=_record(c.NewRoot, frozenset({"backend"}), **_CERTIFICATE),
             retire_not_before=_optional(_INT),
         ),
     ),
@@ -159,13 +172,23 @@ _OPERATIONS: dict[str, tuple[type[Any], _Shape[Any]]] = {
             root_id=_TEXT,
             intermediates=_many(_TEXT),
             signing_key_id=_TEXT,
+            retire_not_before=_INT,
+            backend=_BACKEND,
         ),
     ),
     "abort_change": (
         c.AbortChange,
-        _record(c.AbortChange, frozenset({"kind"}), request_id=_TEXT, at=_INT, reason=_TEXT, kind=_TEXT),
+        _record(
+            c.AbortChange,
+            frozenset({"kind", "retire_not_before"}),
+            request_id=_TEXT,
+            at=_INT,
+            reason=_TEXT,
+            kind=_TEXT,
+            retire_not_before=_optional(_INT),
+        ),
     ),
-    "provider_retired": (c.ProviderRetired, _record(c.ProviderRetired, at=_INT, root_id=_TEXT)),
+    "provider_retired": (c.ProviderRetired, _record(c.ProviderRetired, at=_INT, root_id=_TEXT, epoch=_INT)),
     "prune_roots": (c.PruneRoots, _record(c.PruneRoots, at=_INT, expect_epoch=_INT, root_ids=_many(_TEXT))),
     "record_serials": (
         c.RecordSerials,
@@ -233,6 +256,7 @@ def decode_command(data: bytes) -> c.Command:
 
 _HEADER = _record(
     m.CAState,
+    frozenset({"epoch_given"}),
     cluster_id=_optional(_TEXT),
     index=_INT,
     ca_epoch=_INT,
@@ -244,6 +268,7 @@ _HEADER = _record(
     retiring=_many(_RETIRING),
     history=_many(_HISTORY),
     requests=_sorted_map(_TEXT, _REQUEST),
+    epoch_given=_INT,
 )
 _ROW = _row_of(
     m.LedgerRow,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from caserver.internode.keyring import Sealed
-from caserver.state.model import Index, LedgerRow, RequestRecord, RootID, StoredConfiguration
+from caserver.state.model import BackendFacts, Index, LedgerRow, RequestRecord, RootID, StoredConfiguration
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class BeginChange:
     expect_epoch: int
     configuration: StoredConfiguration
     force: bool = False  # failing proofs are overridden, whoever finishes the change
+    renew: bool = False  # the active root stays, what signs leaves below it is made anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class NewRoot:
     provider: str
     intermediates: tuple[str, ...]
     sealed_key: Sealed | None
+    backend: BackendFacts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,11 @@ class SetConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class SetIntermediate:
-    """Replace the active root's chain and signing certificate (a renewed intermediate)."""
+    """Replace the active root's chain and signing certificate (a renewed intermediate), and clean up after the former.
+
+    Completes the ``BeginChange`` of the same request id, which was announced as a renewal, and takes the configuration
+    from it.
+    """
 
     request_id: str
     at: int
@@ -89,6 +95,8 @@ class SetIntermediate:
     root_id: RootID
     intermediates: tuple[str, ...]
     signing_key_id: str
+    retire_not_before: int  # when the former signing certificate may be cleaned up
+    backend: BackendFacts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +107,16 @@ class AbortChange:
     at: int
     reason: str
     kind: str = ""  # as in errors; empty: none of ours
+    retire_not_before: int | None = None  # when what it left at a backend may be cleaned up; None = it left nothing
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderRetired:
-    """The clean-up owed for ``root_id`` is done."""
+    """The clean-up owed for ``root_id`` and ``epoch`` is done."""
 
     at: int
     root_id: RootID
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

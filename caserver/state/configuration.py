@@ -18,6 +18,7 @@ from caserver.fields import REDACTED, Fault, Fields, Secret, fault_text, fold, f
 from caserver.internode.keyring import Keyring, Sealed
 from caserver.pki.spiffe import normalise_cluster_id
 from caserver.state.model import HOUR, Effective, StoredConfiguration
+from caserver.state.vault_configuration import VaultConfiguration
 
 BUILTIN = "consul"
 
@@ -78,6 +79,7 @@ class CAConfiguration:
     root_cert: str | None = field(default=None, repr=False)  # PEM, byte for byte as given
     force_without_cross_signing: bool = False
     cluster_id: str | None = None  # lower-case UUID, where Config carries one
+    vault: VaultConfiguration | None = None  # with the provider "vault"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from caserver.internode.keyring import Sealed
 Index = NewType("Index", int)
 RootID = NewType("RootID", str)
 UseKey = tuple[RootID, str]  # root, service
+BackendFacts = tuple[tuple[str, str], ...]  # what a provider finds its things by at its backend, sorted; never a secret
 
 HOUR = 3600  # seconds; expiry buckets of the ledger's leaves
 HISTORY_MAX = 50  # configurations kept for undo and for "who changed what"
@@ -81,6 +82,7 @@ class CARoot:
     live_by_hour: Map[int, int]  # expiry hour (epoch // 3600) -> leaves booked and not expired
     create_index: Index
     modify_index: Index
+    backend: BackendFacts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,24 +131,26 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A provider change that was begun and is neither activated nor aborted: what a later leader completes or cleans up."""
+    """A provider change that was begun and is neither completed nor aborted: what a later leader completes or cleans up."""
 
     request_id: str
     begun_at: int
     configuration: StoredConfiguration
-    epoch: int  # ca_epoch that the new root will have; names and paths at a provider derive from it
+    epoch: int  # ca_epoch that it leads to, never given twice; names and paths at a provider derive from it
     begun_index: Index
     force: bool = False  # failing proofs are overridden
+    renew: bool = False  # the active root stays, what signs leaves below it is made anew
 
 
 @dataclass(frozen=True, slots=True)
 class Retiring:
-    """Clean-up still owed to a provider that was replaced."""
+    """Clean-up still owed: to a provider or a signing certificate that was replaced, or after a change that was given up."""
 
     configuration: StoredConfiguration
-    root_id: RootID
+    root_id: RootID  # whose provider it was; empty after a change that was given up
     not_before: int  # instant before which nothing is removed
-    epoch: int  # ca_epoch under which the retired provider's names were derived
+    epoch: int  # under which the names were derived of what is to be removed
+    backend: BackendFacts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,7 @@ class CAState:
     ledger: Ledger = field(default_factory=Ledger)
     history: tuple[HistoryEntry, ...] = ()
     requests: Map[str, RequestRecord] = field(default_factory=Map)
+    epoch_given: int = 0  # highest epoch that any change was announced with, whatever became of it
 
     @property
     def trust_domain(self) -> str | None:

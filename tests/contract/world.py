@@ -20,7 +20,7 @@ from caserver.errors import CaserverError
 from caserver.forwarding.leader import Leader
 from caserver.internode.keyring import Keyring
 from caserver.leaf_cache import LeafCache
-from caserver.providers.builtin import builtin_factory
+from caserver.providers.builtin import builtin_kind
 from caserver.requests import decode_request, encode_answer
 from caserver.state.configuration import parse_bootstrap
 from tests.testkit.fakes import FakeLog, FakeRaft, ManualClock, SeededEntropy, settle
@@ -199,7 +199,7 @@ def _authority(
     workers = InlineWorkers()
     return Authority(
         log,
-        providers=Providers({"consul": builtin_factory(clock, entropy, workers)}),
+        providers=Providers({"consul": builtin_kind(clock, entropy, workers)}),
         keyring=Keyring([bytes(range(32))]),
         clock=clock,
         entropy=entropy,

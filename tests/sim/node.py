@@ -20,7 +20,7 @@ from caserver.errors import CaserverError, Corrupt
 from caserver.forwarding.leader import Leader
 from caserver.internode.keyring import Keyring
 from caserver.leaf_cache import LeafCache
-from caserver.providers.builtin import builtin_factory
+from caserver.providers.builtin import builtin_kind
 from caserver.raft.data_dir import DataDir
 from caserver.raft.engine import Engine
 from caserver.raft.guard import Timing
@@ -251,7 +251,7 @@ class Life:
         log = setting.parts.log_of_authority(self.log)
         self.authority = Authority(
             log,
-            providers=Providers({"consul": builtin_factory(clock, entropy, workers)}),
+            providers=Providers({"consul": builtin_kind(clock, entropy, workers)}),
             keyring=Keyring([SECRET]),
             clock=clock,
             entropy=entropy,

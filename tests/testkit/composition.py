@@ -21,7 +21,7 @@ from caserver.forwarding.channel import Channel
 from caserver.forwarding.leader import Leader
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import Keyring
-from caserver.providers.builtin import builtin_factory
+from caserver.providers.builtin import builtin_kind
 from caserver.raft.ports import Leadership
 from caserver.raft.thread import RaftSettings, RaftThread
 from caserver.requests import Answer, Caller, Request
@@ -189,7 +189,7 @@ async def _start(
     await raft.start()
     authority = Authority(
         raft,
-        providers=Providers({"consul": builtin_factory(own, entropy, InlineWorkers())}),
+        providers=Providers({"consul": builtin_kind(own, entropy, InlineWorkers())}),
         keyring=keyring,
         clock=own,
         entropy=entropy,

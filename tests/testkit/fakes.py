@@ -11,13 +11,22 @@ import asyncio
 import builtins
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from caserver.authority.ports import Inspection, Prepared, Provider, ProviderFactory, SignedLeaf, SigningOrder
+from caserver.authority.ports import (
+    Backend,
+    Inspection,
+    Prepared,
+    Provider,
+    ProviderKind,
+    SignedLeaf,
+    SigningOrder,
+    Tended,
+)
 from caserver.environment import CURVES, PrivateKey
 from caserver.errors import CaserverError, NotLeader
 from caserver.fields import Secret
@@ -382,6 +391,7 @@ class ProviderControl:
     tripwire: Tripwire = field(default_factory=Tripwire)
     failures: dict[str, CaserverError] = field(default_factory=dict)  # member -> raised until removed
     calls: list[str] = field(default_factory=list)
+    retired: list[int] = field(default_factory=list)  # epochs
     hang: asyncio.Event | None = None  # while set to an event, sign_leaves waits for it
     useless_cross_signing: bool = False  # cross_sign hands back what it was given
 
@@ -416,28 +426,38 @@ class FakeProvider:
             await self._control.hang.wait()
         return await self._inner.sign_leaves(orders)
 
-    async def cross_sign(self, certificate_pem: str, *, serial: int, not_before: datetime, not_after: datetime) -> str:
+    async def cross_sign(
+        self, certificate_pem: str, *, csr_pem: str | None, serial: int, not_before: datetime, not_after: datetime
+    ) -> str:
         self._control.note("cross_sign")
         if self._control.useless_cross_signing:
             return certificate_pem
         signed = await self._inner.cross_sign(
-            certificate_pem, serial=serial, not_before=not_before, not_after=not_after
+            certificate_pem, csr_pem=csr_pem, serial=serial, not_before=not_before, not_after=not_after
         )
         self._control.tripwire.step("cross-signed")
         return signed
 
-    async def retire(self) -> None:
+    async def retire(self, *, epochs: tuple[int, ...], keep: Backend | None) -> None:
         self._control.note("retire")
-        await self._inner.retire()
+        self._control.retired.extend(epochs)
+        await self._inner.retire(epochs=epochs, keep=keep)
+
+    async def tend(self, now: datetime) -> Tended:
+        self._control.note("tend")
+        return await self._inner.tend(now)
+
+    def close(self) -> None:
+        self._inner.close()
 
 
-def controlled(factory: ProviderFactory, control: ProviderControl) -> ProviderFactory:
-    """``factory`` whose providers obey ``control``."""
+def controlled(kind: ProviderKind, control: ProviderControl) -> ProviderKind:
+    """``kind`` whose providers obey ``control``."""
 
     def build(
         configuration: CAConfiguration, *, trust_domain: str, root: CARoot | None, root_key: Secret | None
     ) -> Provider:
-        inner = factory(configuration, trust_domain=trust_domain, root=root, root_key=root_key)
+        inner = kind.build(configuration, trust_domain=trust_domain, root=root, root_key=root_key)
         return FakeProvider(inner, control)
 
-    return build
+    return replace(kind, build=build)

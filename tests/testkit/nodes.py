@@ -18,7 +18,7 @@ from caserver.pki.certificates import make_root, root_common_name
 from caserver.pki.chain import verify_chain
 from caserver.pki.csr import make_csr
 from caserver.pki.spiffe import ServiceID
-from caserver.providers.builtin import builtin_factory
+from caserver.providers.builtin import builtin_kind
 from caserver.requests import Caller, ChangeConfiguration, ConfigurationChanged, IssuedLeaf, LeavesSigned, SignLeaves
 from caserver.state.configuration import CAConfiguration, parse_bootstrap
 from caserver.state.model import CAState
@@ -99,7 +99,7 @@ def build_node(
     clock = clock or ManualClock()
     entropy = SeededEntropy(seed)
     control = ProviderControl(tripwire=log.tripwire)
-    factory = controlled(builtin_factory(clock, entropy, InlineWorkers()), control)
+    factory = controlled(builtin_kind(clock, entropy, InlineWorkers()), control)
     authority = Authority(
         log,
         providers=Providers({"consul": factory}),

@@ -138,15 +138,21 @@ configurations = st.builds(
     root_cert=st.sampled_from([None, "PEM\n"]),
     force_without_cross_signing=st.booleans(),
 )
+backends = st.sampled_from([(), (("issuer", "i1"), ("mount", "pki"))])
 new_roots = st.builds(
-    lambda root_id, serial, key, life, intermediates: replace(
-        new_root(root_id, sealed_key=key), serial=serial, not_after=NOW + life, intermediates=intermediates
+    lambda root_id, serial, key, life, intermediates, backend: replace(
+        new_root(root_id, sealed_key=key),
+        serial=serial,
+        not_after=NOW + life,
+        intermediates=intermediates,
+        backend=backend,
     ),
     root_ids,
     serials.filter(lambda serial: serial is not None),
     st.one_of(st.none(), st.binary(max_size=8)),
     st.sampled_from([YEARS, HOUR, -HOUR]),
     st.lists(texts, max_size=2).map(tuple),
+    backends,
 )
 orders = st.builds(LeafOrder, texts, texts, serials, instants, instants)
 sound_orders = st.builds(
@@ -163,12 +169,12 @@ def tuples(of: st.SearchStrategy[object], most: int = 3) -> st.SearchStrategy[tu
 
 commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Bootstrap, instants, st.sampled_from(["", CLUSTER_ID]), configurations, seals),
-    st.builds(BeginChange, request_ids, instants, indexes, epochs, configurations, st.booleans()),
+    st.builds(BeginChange, request_ids, instants, indexes, epochs, configurations, st.booleans(), st.booleans()),
     st.builds(ActivateRoot, request_ids, instants, epochs, new_roots, st.one_of(st.none(), instants)),
     st.builds(SetConfiguration, request_ids, instants, indexes, epochs, configurations),
-    st.builds(SetIntermediate, request_ids, instants, epochs, root_ids, tuples(texts), texts),
-    st.builds(AbortChange, request_ids, instants, texts, texts),
-    st.builds(ProviderRetired, instants, root_ids),
+    st.builds(SetIntermediate, request_ids, instants, epochs, root_ids, tuples(texts), texts, instants, backends),
+    st.builds(AbortChange, request_ids, instants, texts, texts, st.one_of(st.none(), instants)),
+    st.builds(ProviderRetired, instants, root_ids, epochs),
     st.builds(PruneRoots, instants, epochs, tuples(root_ids)),
     st.builds(IssueLeaves, instants, root_ids, epochs, tuples(orders)),
     st.builds(
@@ -195,7 +201,14 @@ def fitting(draw: st.DrawFn, state: CAState) -> Command:
     chosen: st.SearchStrategy[Command] = st.one_of(
         st.builds(Bootstrap, st.just(at), st.just(CLUSTER_ID), configurations, seals),
         st.builds(
-            BeginChange, st.just(request_id), st.just(at), st.just(index), st.just(state.ca_epoch), configurations
+            BeginChange,
+            st.just(request_id),
+            st.just(at),
+            st.just(index),
+            st.just(state.ca_epoch),
+            configurations,
+            st.booleans(),
+            st.booleans(),
         ),
         st.builds(
             ActivateRoot,
@@ -215,15 +228,19 @@ def fitting(draw: st.DrawFn, state: CAState) -> Command:
         ),
         st.builds(
             SetIntermediate,
-            st.just(request_id),
+            st.just(change_id),
             st.just(at),
             st.just(state.ca_epoch),
             st.just(active),
             tuples(texts),
             texts,
+            st.just(at + 10),
+            backends,
         ),
-        st.builds(AbortChange, st.just(change_id), st.just(at), texts),
-        st.builds(ProviderRetired, st.just(at), st.sampled_from([*listed, active])),
+        st.builds(AbortChange, st.just(change_id), st.just(at), texts, texts, st.sampled_from([None, at])),
+        st.sampled_from([*((each.root_id, each.epoch) for each in state.retiring), (active, state.ca_epoch)]).map(
+            lambda owed: ProviderRetired(at, *owed)
+        ),
         st.builds(
             PruneRoots,
             st.just(at),
@@ -255,7 +272,9 @@ def check_invariants(state: CAState) -> None:
     assert (state.configuration is None) == (state.cluster_id is None)
     assert state.roots_index <= state.index
     assert len(state.history) <= HISTORY_MAX
-    assert state.change is None or state.change.epoch == state.ca_epoch + 1
+    assert state.change is None or state.ca_epoch < state.change.epoch == state.epoch_given
+    owed = [(each.root_id, each.epoch) for each in state.retiring]
+    assert len(owed) == len(set(owed))
     assert all((root.rotated_out_at is None) == root.active for root in state.roots)
     assert ledger.row_count == sum(len(within.rows) for within in ledger.hours.values()) <= ledger.max_rows
     for hour, within in ledger.hours.items():

@@ -85,6 +85,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "repeats",
             "sealing",
             "shapes",
+            "vault_configuration",
         }
     },
     {

@@ -10,7 +10,7 @@ from caserver.environment import InlineWorkers
 from caserver.errors import ConnectDisabled, InvalidConfig, NotInitialized, NotLeader, ProviderUnavailable
 from caserver.internode.keyring import Keyring
 from caserver.pki.certificates import describe
-from caserver.providers.builtin import builtin_factory
+from caserver.providers.builtin import builtin_kind
 from caserver.requests import Caller, CARequest, ChangeConfiguration, ReadAt, ReadIndex, SignLeaves
 from caserver.state.commands import ActivateRoot, BeginChange, Bootstrap
 from caserver.state.configuration import parse_bootstrap
@@ -192,7 +192,7 @@ async def test_a_cluster_secret_that_does_not_open_the_key_is_shown() -> None:
         log, clock, entropy = first.log.elsewhere("n2"), first.clock, SeededEntropy(3)
         stranger = Authority(
             log,
-            providers=Providers({"consul": builtin_factory(clock, entropy, InlineWorkers())}),
+            providers=Providers({"consul": builtin_kind(clock, entropy, InlineWorkers())}),
             keyring=Keyring([b"?" * 32]),
             clock=clock,
             entropy=entropy,

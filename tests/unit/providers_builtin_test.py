@@ -15,7 +15,7 @@ from caserver.fields import Secret
 from caserver.pki.certificates import describe
 from caserver.pki.chain import verify_chain
 from caserver.pki.keys import public_key_der
-from caserver.providers.builtin import builtin_factory
+from caserver.providers.builtin import builtin_kind
 from caserver.state.configuration import parse_bootstrap
 from caserver.state.model import CARoot, Index, RootID
 from tests.testkit.fakes import ManualClock, SeededEntropy
@@ -37,7 +37,7 @@ class CountingWorkers(InlineWorkers):
 
 
 def provider(config: Mapping[str, object] | None = None, *, workers: InlineWorkers | None = None) -> Provider:
-    factory = builtin_factory(CLOCK, SeededEntropy(), workers or InlineWorkers())
+    factory = builtin_kind(CLOCK, SeededEntropy(), workers or InlineWorkers()).build
     return factory(parse_bootstrap("consul", config or {}), trust_domain=TRUST_DOMAIN, root=None, root_key=None)
 
 
@@ -102,7 +102,7 @@ async def test_preparing_twice_yields_the_same_root() -> None:
 
 async def test_two_providers_generate_two_roots() -> None:
     entropy = SeededEntropy()
-    factory = builtin_factory(CLOCK, entropy, InlineWorkers())
+    factory = builtin_kind(CLOCK, entropy, InlineWorkers()).build
     roots = set()
     for _ in range(2):
         each = factory(parse_bootstrap("consul", {}), trust_domain=TRUST_DOMAIN, root=None, root_key=None)
@@ -192,7 +192,9 @@ async def test_any_kind_of_root_cross_signs_any_other(old: str, new: str) -> Non
     former, successor = provider(operator_root(old)), provider(operator_root(new))
     old_root = (await former.prepare(now=NOW, epoch=1)).root_pem
     new_root = (await successor.prepare(now=NOW, epoch=2)).root_pem
-    crossed = await former.cross_sign(new_root, serial=9, not_before=NOW, not_after=NOW + timedelta(days=7))
+    crossed = await former.cross_sign(
+        new_root, csr_pem=None, serial=9, not_before=NOW, not_after=NOW + timedelta(days=7)
+    )
     (leaf,) = await successor.sign_leaves([order()])
     assert isinstance(leaf, SignedLeaf)
     assert verify_chain(leaf.pem, (crossed,), (old_root,), NOW) is None
@@ -202,7 +204,7 @@ async def test_any_kind_of_root_cross_signs_any_other(old: str, new: str) -> Non
 async def test_a_provider_bound_from_the_state_signs_as_the_one_that_made_the_root() -> None:
     prepared = await provider().prepare(now=NOW, epoch=1)
     assert prepared.root_key is not None
-    factory = builtin_factory(CLOCK, SeededEntropy(9), InlineWorkers())
+    factory = builtin_kind(CLOCK, SeededEntropy(9), InlineWorkers()).build
     later = factory(
         parse_bootstrap("consul", {}),
         trust_domain=TRUST_DOMAIN,
@@ -213,7 +215,7 @@ async def test_a_provider_bound_from_the_state_signs_as_the_one_that_made_the_ro
     assert isinstance(signed, SignedLeaf)
     assert verify_chain(signed.pem, (), (prepared.root_pem,), NOW) is None
     assert (await later.prepare(now=NOW, epoch=2)).root_pem == prepared.root_pem
-    await later.retire()
+    await later.retire(epochs=(1,), keep=None)
     assert await later.sign_leaves([order()])
 
 

@@ -64,6 +64,17 @@ def begin(state: CAState, request_id: str = "r1", **changes: Any) -> BeginChange
     return replace(command, **changes)
 
 
+def renewing(state: CAState, **changes: Any) -> CAState:
+    """The state with a renewal of the active root's signing certificate announced."""
+    assert state.configuration is not None
+    return applied(state, begin(state, "r1", **{"configuration": state.configuration.stored, "renew": True, **changes}))
+
+
+def renewal(state: CAState, backend: tuple[tuple[str, str], ...] = ()) -> SetIntermediate:
+    assert state.active_root is not None
+    return SetIntermediate("r1", NOW, state.ca_epoch, state.active_root.id, ("PEM",), "cc:dd", NOW + 10, backend)
+
+
 def configure(state: CAState, request_id: str = "r1", **changes: Any) -> SetConfiguration:
     assert state.configuration is not None
     command = SetConfiguration(
@@ -133,7 +144,6 @@ class TestChange:
             refused(busy, begin(busy, "r2")).reason,
             refused(busy, begin(busy, "r1")).reason,
             refused(busy, configure(busy, "r3")).reason,
-            refused(busy, SetIntermediate("r4", NOW, busy.ca_epoch, root, (), "s")).reason,
             refused(busy, PruneRoots(later, busy.ca_epoch, (root,))).reason,
         }
 
@@ -211,7 +221,7 @@ class TestActivateRoot:
         assert (root.id, root.create_index, root.leaf_not_after_max) == (OLD, 3, NOW + HOUR)
         assert root.sealed_key == first.roots[0].sealed_key
         assert dict(root.live_by_hour) == {(NOW + HOUR) // HOUR: 1}
-        assert [each.root_id for each in back.retiring] == [NEW]
+        assert [(each.root_id, each.epoch) for each in back.retiring] == [(OLD, 1), (NEW, 2)]
         assert len(back.roots) == 2
 
     def test_needs_the_change_it_completes(self):
@@ -243,7 +253,7 @@ class TestRequests:
             refused(done, configure(done, name)).reason,
             refused(done, AbortChange(name, NOW, "")).reason,
             refused(done, ActivateRoot(name, NOW, done.ca_epoch, new_root(), None)).reason,
-            refused(done, SetIntermediate(name, NOW, done.ca_epoch, NEW, (), "s")).reason,
+            refused(done, SetIntermediate(name, NOW, done.ca_epoch, NEW, (), "s", NOW)).reason,
         }
 
         assert reasons == {Reason.DUPLICATE_REQUEST}
@@ -286,21 +296,43 @@ class TestConfiguration:
 
 
 class TestIntermediate:
-    def test_new_chain_fences_off_the_old_one(self):
-        state = initialized()
-        done = applied(state, SetIntermediate("r1", NOW, state.ca_epoch, OLD, ("PEM",), "cc:dd"))
+    def test_a_renewed_intermediate_fences_the_former_and_owes_its_clean_up(self):
+        state = renewing(initialized())
+        former = state.ca_epoch
+        done = applied(state, renewal(state, backend=(("issuer", "i2"),)))
 
         assert done.active_root is not None
         assert (done.active_root.intermediates, done.active_root.signing_key_id) == (("PEM",), "cc:dd")
-        assert done.ca_epoch == state.ca_epoch + 1
+        assert done.active_root.backend == (("issuer", "i2"),)
+        assert done.ca_epoch == state.epoch_given > former
+        assert done.change is None
+        assert done.configuration == state.configuration
         assert refused(done, issue(state, order())).reason == Reason.STALE_EPOCH
+        assert [(each.root_id, each.epoch, each.not_before) for each in done.retiring] == [(OLD, former, NOW + 10)]
+        assert done.requests["r1"].result == "renewed"
 
-    def test_only_of_the_active_root(self):
-        state = rotated(initialized(), NEW)
+    def test_a_renewal_may_bring_another_configuration_into_force(self):
+        wanted = stored(leaf_ttl=100 * HOUR)
+        state = renewing(initialized(), configuration=wanted)
+        done = applied(state, renewal(state))
 
-        assert refused(state, SetIntermediate("r1", NOW, 2, OLD, (), "s")).reason == Reason.ROOT_NOT_ACTIVE
-        assert refused(state, SetIntermediate("r1", NOW, 2, THIRD, (), "s")).reason == Reason.NO_SUCH_ROOT
-        assert refused(state, SetIntermediate("r1", NOW, 1, NEW, (), "s")).reason == Reason.STALE_EPOCH
+        assert done.configuration is not None
+        assert (done.configuration.stored, done.configuration.modify_index) == (wanted, done.index)
+        assert done.active_root is not None
+        assert done.active_root.leaf_ttl_max == 100 * HOUR
+        assert (done.history[-1].kind, done.history[-1].configuration) == ("configure", wanted)
+
+    def test_a_renewal_is_of_the_active_root_and_as_announced(self):
+        state = renewing(rotated(initialized(), NEW))
+        rotating = applied(rotated(initialized(), NEW), begin(rotated(initialized(), NEW), "r1"))
+
+        assert refused(state, replace(renewal(state), root_id=RootID(OLD))).reason == Reason.ROOT_NOT_ACTIVE
+        assert refused(state, replace(renewal(state), root_id=RootID(THIRD))).reason == Reason.NO_SUCH_ROOT
+        assert refused(state, replace(renewal(state), expect_epoch=1)).reason == Reason.STALE_EPOCH
+        assert refused(state, replace(renewal(state), request_id="r2")).reason == Reason.NO_SUCH_CHANGE
+        assert refused(rotating, renewal(rotating)).reason == Reason.NO_SUCH_CHANGE
+        assert refused(state, ActivateRoot("r1", NOW, 2, new_root(THIRD), None)).reason == Reason.NO_SUCH_CHANGE
+        assert refused(bootstrapped(), replace(begin(bootstrapped()), renew=True)).reason == Reason.NO_SUCH_ROOT
 
 
 class TestIssueLeaves:
@@ -477,8 +509,24 @@ class TestRetiring:
     def test_is_struck_when_done(self):
         state = rotated(initialized(), NEW, retire_not_before=NOW + 10)
 
-        assert applied(state, ProviderRetired(NOW, OLD)).retiring == ()
-        assert refused(state, ProviderRetired(NOW, NEW)).reason == Reason.NO_SUCH_ROOT
+        assert applied(state, ProviderRetired(NOW, OLD, 1)).retiring == ()
+        assert refused(state, ProviderRetired(NOW, NEW, 1)).reason == Reason.NO_SUCH_ROOT
+        assert refused(state, ProviderRetired(NOW, OLD, 2)).reason == Reason.NO_SUCH_ROOT
+
+    def test_a_change_that_was_given_up_owes_what_it_may_have_made_and_its_epoch_is_never_given_again(self):
+        state = initialized()
+        wanted = stored(secret=b"token")
+        given_up = applied(
+            state, begin(state, "r1", configuration=wanted), AbortChange("r1", NOW, "no", retire_not_before=NOW)
+        )
+        (owed,) = given_up.retiring
+        again = applied(given_up, begin(given_up, "r2"))
+
+        assert (owed.root_id, owed.epoch, owed.configuration) == ("", state.ca_epoch + 1, wanted)
+        assert given_up.ca_epoch == state.ca_epoch
+        assert again.change is not None
+        assert again.change.epoch == owed.epoch + 1
+        assert applied(again, ProviderRetired(NOW, RootID(""), owed.epoch)).retiring == ()
 
 
 class TestReseal:

@@ -60,7 +60,9 @@ def test_a_replaced_provider_is_retired_first():
     found = due(state, NOW + 30 * DAY)
     assert isinstance(found, RetireProvider)
     assert found.retiring.root_id == OLD
-    assert isinstance(due(applied(state, ProviderRetired(NOW, found.retiring.root_id)), NOW + 30 * DAY), Prune)
+    assert isinstance(
+        due(applied(state, ProviderRetired(NOW, found.retiring.root_id, found.retiring.epoch)), NOW + 30 * DAY), Prune
+    )
 
 
 def test_a_root_is_pruned_when_nothing_needs_it():

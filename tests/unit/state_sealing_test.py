@@ -81,7 +81,7 @@ LATER = NOW + 30 * DAY
     [
         (with_operator_key(), PruneRoots(LATER, 2, (RootID(ROOT_IDS[0]),)), True),
         (with_operator_key(), PruneRoots(LATER, 2, (RootID(ROOT_IDS[1]),)), False),  # refused
-        (with_operator_key(), ProviderRetired(NOW + 20, RootID(ROOT_IDS[0])), False),  # the history has it still
+        (with_operator_key(), ProviderRetired(NOW + 20, RootID(ROOT_IDS[0]), 1), False),  # the history has it still
         (with_operator_key(), ExpireLeaves(LATER), False),
         (with_operator_key(), issue(with_operator_key(), order()), False),
         (begun(with_operator_key()), AbortChange("x", NOW, "no"), True),
