@@ -8,6 +8,7 @@ the rules by then.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from immutables import Map
@@ -96,6 +97,7 @@ class ACLState:
     tokens: Map[str, Token] = field(default_factory=Map)  # by accessor id
     policies: Map[str, Policy] = field(default_factory=Map)  # by id
     by_hash: Map[bytes, str] = field(default_factory=Map)  # secret hash -> accessor id; made anew from a snapshot
+    next_expiry: int | None = None  # of any token; no later than the truth, made anew from a snapshot
     index: int = 0  # of the last change
     bootstrap_index: int = 0  # of the first management token; 0 = none was made
 
@@ -109,9 +111,14 @@ class ACLState:
         return next((each for each in self.policies.values() if each.name == name), None)
 
 
-def by_hash(tokens: Map[str, Token]) -> Map[bytes, str]:
-    """The index of ``tokens`` by secret."""
-    return Map({token.secret_hash: token.accessor_id for token in tokens.values() if token.secret_hash})
+def tokens_by_hash(tokens: Iterable[Token]) -> Map[bytes, str]:
+    """The accessor ids of ``tokens`` by the hash of the secret."""
+    return Map({token.secret_hash: token.accessor_id for token in tokens if token.secret_hash})
+
+
+def earliest_expiry(tokens: Iterable[Token]) -> int | None:
+    """The instant at which the first of ``tokens`` expires."""
+    return min((token.expires_at for token in tokens if token.expires_at is not None), default=None)
 
 
 def _digest(*parts: str) -> bytes:

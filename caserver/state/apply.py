@@ -11,6 +11,15 @@ from typing import assert_never
 
 from immutables import Map
 
+from caserver.state.acl_apply import apply_acl, without_expired
+from caserver.state.acl_commands import (
+    ACLBootstrap,
+    ACLInitialize,
+    DeletePolicy,
+    DeleteToken,
+    SetPolicy,
+    SetToken,
+)
 from caserver.state.commands import (
     AbortChange,
     ActivateRoot,
@@ -69,6 +78,8 @@ def apply(state: CAState, command: Command) -> Step:
             return prune_roots(state, command)
         case ProviderRetired():
             return provider_retired(state, command)
+        case ACLInitialize() | ACLBootstrap() | SetToken() | DeleteToken() | SetPolicy() | DeletePolicy():
+            return apply_acl(state, command)
         case _:
             return _apply_change(state, command)
 
@@ -289,7 +300,7 @@ def record_serials(state: CAState, command: RecordSerials) -> Step:
 
 
 def expire_leaves(state: CAState, command: ExpireLeaves) -> Step:
-    """Forget hours of the ledger that are over, services without a live leaf, and request ids of long ago."""
+    """Forget hours of the ledger that are over, services without a live leaf, expired tokens, request ids of long ago."""
     index = _next_index(state)
     return replace(
         state,
@@ -297,6 +308,7 @@ def expire_leaves(state: CAState, command: ExpireLeaves) -> Step:
         ledger=expired(state.ledger, command.at),
         roots=tuple(_without_hours(root, command.at) for root in state.roots),
         requests=_recent(state.requests, command.at),
+        acl=without_expired(state.acl, command.at),
     ), Applied(index)
 
 

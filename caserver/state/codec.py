@@ -13,7 +13,7 @@ from __future__ import annotations
 import binascii
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from immutables import Map
 
 from caserver.errors import Corrupt
+from caserver.state import acl_codec
 from caserver.state import commands as c
 from caserver.state import model as m
 from caserver.state.ledger import by_expiry
@@ -230,6 +231,7 @@ def _checked_order(order: Any) -> list[Any]:
 
 
 _BATCH = _tuple_of(_INT, _TEXT, _INT)
+_OPERATIONS |= acl_codec.OPERATIONS
 _OPERATIONS["issue_leaves"] = (c.IssueLeaves, _Shape(_pack_leaves, _unpack_leaves))
 _NAMES = {kind: operation for operation, (kind, _) in _OPERATIONS.items()}
 
@@ -282,6 +284,7 @@ _ROW = _row_of(
 )
 _USE = _row_of(m.ServiceUse, count=_INT, latest_not_after=_INT, last_serial=_optional(_SERIAL))
 _HOUR_LINE = _tuple_of(_INT, _INT, _INT, _many(_tuple_of(_INT, _ROW)))
+_LINE = _tuple_of(_TEXT, _exactly(list))
 _USES_LINE = _many(_tuple_of(_TEXT, _TEXT, _USE))
 
 
@@ -290,6 +293,9 @@ def encode_state(state: m.CAState) -> Iterator[bytes]:
     lines = 2
     yield _line([_STATE_FORMAT, _STATE_VERSION, state.ledger.max_rows])
     yield _line(_HEADER.pack(state))
+    for kind, body in acl_codec.lines(state.acl):
+        lines += 1
+        yield _line([kind, body])
     for line in _ledger_lines(state.ledger):
         lines += bool(line)
         yield line
@@ -308,7 +314,13 @@ def decode_state(data: bytes) -> m.CAState:
     if len(rest) < 3 or rest.pop() != b"" or rest.pop() != _line(["end", len(rest) + 1]).rstrip():  # noqa: PLR2004 -- header, end and the rest behind the last line feed
         raise Corrupt("the snapshot is cut short; remove this node's data directory and let it rejoin the others")
     state = _opened("the head of a snapshot", rest[0], _HEADER)
-    return replace(state, ledger=_read_ledger(rest[1:], max_rows))
+    lines = [_opened("a line of a snapshot", line, _LINE) for line in rest[1:]]
+    acl = [line for line in lines if line[0] in acl_codec.LINE_KINDS]
+    return replace(
+        state,
+        ledger=_read_ledger((line for line in lines if line[0] not in acl_codec.LINE_KINDS), max_rows),
+        acl=_checked("the tokens and policies of a snapshot", lambda: acl_codec.read_lines(acl)),
+    )
 
 
 def _ledger_lines(ledger: m.Ledger) -> Iterator[bytes]:
@@ -339,11 +351,10 @@ def _uses_lines(ledger: m.Ledger) -> Iterator[bytes]:
         yield _line(["uses", [[*key, _USE.pack(ledger.uses[key])] for key in sorted(bucket)]])
 
 
-def _read_ledger(lines: Iterable[bytes], max_rows: int) -> m.Ledger:
+def _read_ledger(lines: Iterable[tuple[str, Any]], max_rows: int) -> m.Ledger:
     hours: dict[int, tuple[int, int, dict[int, m.LedgerRow]]] = {}
     uses: dict[tuple[m.RootID, str], m.ServiceUse] = {}
-    for line in lines:
-        kind, body = _opened("a line of a snapshot", line, _tuple_of(_TEXT, _exactly(list)))
+    for kind, body in lines:
         if kind == "hour":
             hour, first, following, rows = _fitting("an hour of a snapshot", _HOUR_LINE, body)
             hours.setdefault(hour, (first, following, {}))[2].update(rows)
@@ -376,7 +387,11 @@ def _opened(what: str, data: bytes, shape: _Shape[T]) -> T:
 
 
 def _fitting(what: str, shape: _Shape[T], value: Any) -> T:
+    return _checked(what, lambda: shape.unpack(value))
+
+
+def _checked(what: str, unpack: Callable[[], T]) -> T:
     try:
-        return shape.unpack(value)
+        return unpack()
     except (ValueError, TypeError, RecursionError, binascii.Error) as exc:
         raise Corrupt(f"{what} does not have the expected shape: {exc}") from exc

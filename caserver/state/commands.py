@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from caserver.internode.keyring import Sealed
+from caserver.state.acl_commands import ACLCommand
 from caserver.state.model import BackendFacts, Index, LedgerRow, RequestRecord, RootID, StoredConfiguration
 
 
@@ -189,6 +190,7 @@ Command = (
     | RecordSerials
     | ExpireLeaves
     | Reseal
+    | ACLCommand
 )
 
 
@@ -204,6 +206,8 @@ class Reason(StrEnum):
     NO_SUCH_ROOT = "no such root"
     ROOT_NOT_ACTIVE = "the root is not active"
     ROOT_STILL_NEEDED = "the root is still needed"
+    NO_SUCH_TOKEN = "no such token"  # noqa: S105 - a sentence
+    NO_SUCH_POLICY = "no such policy"
     DUPLICATE_REQUEST = "the request was already applied"
     INVALID = "the command is not valid"
 

@@ -88,6 +88,8 @@ def _expiries(state: CAState) -> Iterator[int]:
         yield (hour + 1) * HOUR
     for record in state.requests.values():
         yield record.at + REQUEST_IDS_KEPT + 1
+    if state.acl.next_expiry is not None:
+        yield state.acl.next_expiry
 
 
 def live_services(state: CAState, now: int) -> int:

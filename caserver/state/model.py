@@ -13,6 +13,7 @@ from typing import NewType
 from immutables import Map
 
 from caserver.internode.keyring import Sealed
+from caserver.state.acl import ACLState
 
 Index = NewType("Index", int)
 RootID = NewType("RootID", str)
@@ -190,6 +191,7 @@ class CAState:
     history: tuple[HistoryEntry, ...] = ()
     requests: Map[str, RequestRecord] = field(default_factory=Map)
     epoch_given: int = 0  # highest epoch that any change was announced with, whatever became of it
+    acl: ACLState = field(default_factory=ACLState)
 
     @property
     def trust_domain(self) -> str | None:

@@ -11,6 +11,14 @@ from dataclasses import replace
 from typing import assert_never
 
 from caserver.internode.keyring import Sealed, sealed_key_id
+from caserver.state.acl_commands import (
+    ACLBootstrap,
+    ACLInitialize,
+    DeletePolicy,
+    DeleteToken,
+    SetPolicy,
+    SetToken,
+)
 from caserver.state.codec import decode_command
 from caserver.state.commands import (
     AbortChange,
@@ -108,6 +116,8 @@ def _carried(command: Command) -> tuple[Sealed, ...]:
             return ()
         case IssueLeaves() | RecordSerials() | ExpireLeaves():
             return ()
+        case ACLInitialize() | ACLBootstrap() | SetToken() | DeleteToken() | SetPolicy() | DeletePolicy():
+            return ()  # hashes, not secrets
         case _:
             assert_never(command)
 

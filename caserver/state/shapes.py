@@ -44,8 +44,8 @@ def _checked_number(value: Any) -> float:
     return float(value)
 
 
-def _unpack_sealed(value: Any) -> Sealed:
-    return Sealed(base64.b64decode(TEXT.unpack(value), validate=True))
+def _unpack_bytes(value: Any) -> bytes:
+    return base64.b64decode(TEXT.unpack(value), validate=True)
 
 
 def _pack_serial(value: int) -> str:
@@ -123,5 +123,6 @@ TEXT = exactly(str)
 INT = exactly(int)
 FLAG = exactly(bool)
 NUMBER: Shape[float] = Shape(_checked_number, _checked_number)
-SEALED: Shape[Sealed] = Shape(lambda value: base64.b64encode(value).decode(), _unpack_sealed)
+BYTES: Shape[bytes] = Shape(lambda value: base64.b64encode(value).decode(), _unpack_bytes)
+SEALED: Shape[Sealed] = Shape(BYTES.pack, lambda value: Sealed(BYTES.unpack(value)))
 SERIAL: Shape[int] = Shape(_pack_serial, _unpack_serial)

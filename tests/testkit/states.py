@@ -29,6 +29,7 @@ from caserver.state.commands import (
 from caserver.state.ledger import by_expiry
 from caserver.state.model import HISTORY_MAX, HOUR, CARoot, CAState, Effective, Index, RootID, StoredConfiguration
 from caserver.state.sealing import sealed_values
+from tests.testkit import acl_states
 
 NOW = 1_800_000_000  # an instant on the hour
 CLUSTER_ID = "4a2b8c1e-7c65-4a39-a1b2-0123456789ab"
@@ -184,6 +185,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
     ),
     st.builds(ExpireLeaves, instants),
     st.builds(Reseal, instants, indexes, tuples(st.tuples(texts, seals))),
+    acl_states.commands,
 )
 
 
@@ -260,6 +262,7 @@ def fitting(draw: st.DrawFn, state: CAState) -> Command:
             st.just(state.roots_index),
             tuples(st.tuples(st.sampled_from([*places, "hmac"]), seals)),
         ),
+        acl_states.fitting(state.acl, at, request_id),
     )
     return draw(chosen)
 
@@ -286,6 +289,7 @@ def check_invariants(state: CAState) -> None:
         check_bookkeeping(state, root)
     places = sealed_values(state)
     assert len(places) == _count_secrets(state)
+    acl_states.check_invariants(state.acl, state.index)
 
 
 def check_bookkeeping(state: CAState, root: CARoot) -> None:

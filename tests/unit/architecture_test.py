@@ -73,6 +73,9 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "state": {
             "",
             "acl",
+            "acl_apply",
+            "acl_codec",
+            "acl_commands",
             "apply",
             "codec",
             "commands",
