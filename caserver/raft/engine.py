@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,7 +170,8 @@ class Engine:
             self._report_at = self._clock.monotonic() + _REPORT_EVERY
             self._guard.announce()
         campaign = self._guard.consider_campaign()
-        self._drain_queue()
+        if self._queue:
+            self._drain_queue()
         self._flush()
         if self._core.is_leader() and self._clock.monotonic() >= self._core.heartbeat_due():
             self._core.send_soon()  # due at this instant, not only after it: time may stand still
@@ -202,9 +203,10 @@ class Engine:
             self._push_at = min(self._push_at, now + _PUSH_DELAY)
         if now >= self._push_at:
             self._send_all()
-        for peer in sorted(self._hungry):
-            self._feed(peer)
-        self._hungry.clear()
+        if self._hungry:
+            for peer in sorted(self._hungry):
+                self._feed(peer)
+            self._hungry.clear()
         self._promote_learners(now)
         self._continue_hand_over(now)
 
@@ -491,10 +493,12 @@ class Engine:
 
     def _promote_learners(self, now: float) -> None:
         for peer, view in self._guard.peers.items():
+            if view.standing is not Standing.LEARNER:
+                continue
             waited = now - view.since > self._timing.timeout_max  # candidates that it voted for before have given up
             asked = now - self._promoted.get(view.life, float("-inf")) < _REPORT_EVERY
             caught_up = self._progress.get(peer, 0) > self._core.commit_index()
-            if view.standing is Standing.LEARNER and waited and caught_up and not asked:
+            if waited and caught_up and not asked:
                 self._promoted[view.life] = now
                 control = {"promote": peer, "life": view.life}
                 self._core.append(CONTROL + json.dumps(control).encode(), None)
@@ -527,21 +531,33 @@ class Engine:
         able = [peer for peer, view in guard.peers.items() if view.announced and guard.is_voter(peer)]
         return able if to is None else [peer for peer in able if peer == to]
 
+    def outlook(self) -> Hashable:
+        """Differs whenever ``leadership`` does in more than in what time alone changes; costs less."""
+        return self._office(), self._standing(), self._guard.views, self.keys
+
+    def _office(self) -> tuple[str | None, int, bool, bool]:
+        """The leader that is known, the term, whether this node leads, and whether it votes."""
+        core = self._core
+        if core.is_leader():
+            ready = core.applied_index() >= (core.noop_index() or 0)
+            return self._node, core.term(), ready, self._marker.initialised
+        silence = self._clock.monotonic() - self._guard.leader_contact
+        known = silence < self._timing.timeout_max and not self._guard.leader_lost
+        return core.leader() if known else None, core.term(), False, self._marker.initialised
+
     def leadership(self) -> Leadership:
         """Who leads, as far as this node knows."""
-        core, now = self._core, self._clock.monotonic()
+        leader, term, leads, votes = self._office()
         further, nearer = self._guard.clock_offsets()
-        leads = core.is_leader()
-        silence = 0.0 if leads else now - self._guard.leader_contact
-        known = leads or (silence < self._timing.timeout_max and not self._guard.leader_lost)
+        silence = 0.0 if self._core.is_leader() else self._clock.monotonic() - self._guard.leader_contact
         peers = {peer: view.announced for peer, view in self._guard.peers.items()}
         keys = {peer: view.keys for peer, view in self._guard.peers.items() if view.keys is not None}
         return Leadership(
             node=self._node,
-            leader=core.leader() if known else None,
-            term=core.term(),
-            is_leader=leads and core.applied_index() >= (core.noop_index() or 0),
-            is_voter=self._marker.initialised,
+            leader=leader,
+            term=term,
+            is_leader=leads,
+            is_voter=votes,
             last_contact=silence,
             clock_offset=further,
             clock_outvoted=nearer,

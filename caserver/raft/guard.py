@@ -161,6 +161,7 @@ class Guard:
         self.peers = {peer: PeerView() for peer in peers}
         self.counts: Counter[str] = Counter()  # what was refused, by rule
         self.campaigns = 0
+        self.views = 0  # changes of what is known of the peers
         self.leader_contact = clock.monotonic()  # when the leader was last heard
         self.leader_lost = False  # the link to it broke since
         self._promises: list[tuple[str, Message]] = []
@@ -193,6 +194,7 @@ class Guard:
     def link(self, peer: str, *, up: bool) -> None:
         """A link to ``peer`` came up (say first what we are) or went down."""
         self._core.link(peer, up=up)
+        self.views += 1
         view = self.peers[peer]
         view.announced = False
         if not up:  # a link that comes up may follow the peer's first report
@@ -223,6 +225,7 @@ class Guard:
             self._network.send(peer, {"type": "keys", "held": list(keys.held), "stored": list(keys.stored)})
 
     def _keys(self, peer: str, message: Message) -> None:
+        self.views += 1
         self.peers[peer].keys = KeyReport(tuple(message["held"]), tuple(message["stored"]))
 
     def _report(self) -> Message:
@@ -242,6 +245,7 @@ class Guard:
         except ValueError:
             self._refuse("unknown_standing")
             return
+        self.views += 1
         view, life = self.peers[peer], message["life"]
         view.wall_ahead = (message["wall"] - self._reactions.report().wall_ms) / 1000
         if (standing, life) != (view.standing, view.life):
@@ -499,6 +503,8 @@ class Guard:
 
     def run_barriers(self) -> None:
         """Start one round for all who wait, if this leader's term has begun; give up rounds of a lost term."""
+        if not self._barriers and not self._rounds:
+            return
         core = self._core
         if not core.is_leader():
             self._give_up(f"this node does not lead (term {core.term()})")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -41,6 +41,7 @@ Selected = TypeVar("Selected")
 
 _log = structlog.get_logger(__name__)
 _HINT_AFTER, _HINT_EVERY = 5.0, 30.0  # seconds
+_REFRESH_EVERY = 0.05  # seconds between two looks at how long the leader was silent, and the like
 _STOPPED = "this Raft node has stopped"
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE)  # only opening a file says so: nothing of it was changed
 _EXHAUSTED_SECONDS = 1.0
@@ -120,11 +121,14 @@ class ReplicatedLog(Generic[Command, State, Result]):
         self._stopped = False
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0  # monotonic, of the timer
         self._compaction: asyncio.Task[None] | None = None
         self._hint_at = clock.monotonic() + _HINT_AFTER
         self._standing: Standing | None = None
         self._pending = Deadlines(self._loop)
         self._leadership = Leadership(node="", leader=None, term=0, is_leader=False)
+        self._outlook: Hashable = None
+        self._refresh_at = 0.0
         self._published: tuple[Any, Leadership] = (machine.state, self._leadership)
         self._watchers: Watchers[State] = Watchers(lambda: (self.state, self.leadership))
 
@@ -281,13 +285,24 @@ class ReplicatedLog(Generic[Command, State, Result]):
         engine = self._engine
         if engine is None or self._stopped or not self._guarded(Engine.tick):
             return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(max(0.0, engine.next_wakeup() - self._clock.monotonic()), self._turn)
+        self._set_alarm(engine.next_wakeup())
         if engine.making is not None and self._compaction is None:
             self._compaction = self._loop.create_task(self._compact(engine, engine.making))
         self._publish(engine)
         self._tell_operator(engine)
+
+    def _set_alarm(self, at: float) -> None:
+        """Turn again at ``at`` or earlier: mostly the alarm that is set comes first and is left alone."""
+        if self._timer is not None and self._alarm_at <= at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._alarm_at = at
+        self._timer = self._loop.call_later(max(0.0, at - self._clock.monotonic()), self._alarm)
+
+    def _alarm(self) -> None:
+        self._timer = None
+        self._turn()
 
     def _tell_operator(self, engine: Engine) -> None:
         if engine.standing is not self._standing:
@@ -300,10 +315,13 @@ class ReplicatedLog(Generic[Command, State, Result]):
                 _log.warning("not_founded", reason=obstacle)
 
     def _publish(self, engine: Engine) -> None:
-        state, leadership = self._machine.state, engine.leadership()
+        state, outlook, now = self._machine.state, engine.outlook(), self._clock.monotonic()
         before_state, before = self._published
         if state is not before_state and not self._guarded(lambda _: self._before_change()):
             return
+        leadership = before
+        if outlook != self._outlook or now >= self._refresh_at:
+            leadership, self._outlook, self._refresh_at = engine.leadership(), outlook, now + _REFRESH_EVERY
         self._leadership = leadership
         self._published = (state, leadership)
         if leadership != before:

@@ -4,9 +4,10 @@ The package stays as it was published. ``Core`` is its ``SyncObj`` with the part
 
 * nothing is unpickled, anywhere (``pysyncobj.pickle`` and ``pysyncobj.journal`` load functions raise);
 * the journal is handed in as an object, time comes from ``bind_monotonic``;
-* election timeouts, sending of entries, applying, compaction and the command queue are the engine's own.
+* election timeouts, sending of entries, applying, compaction and the command queue are the engine's own;
+* the commit rule is counted by peer, not by entry, which says the same and costs nothing per entry.
 
-What is left is the protocol itself: terms, votes, log matching, the commit rule. ``assert_names`` proves at start-up that
+What is left is the protocol itself: terms, votes, log matching. ``assert_names`` proves at start-up that
 the private names used here exist in the installed version, so that a changed package is a clear message and not a
 cluster that forgets.
 """
@@ -37,16 +38,19 @@ Entry = tuple[bytes, int, int]  # command, index, term
 
 PYSYNCOBJ_VERSION = "0.3.17"
 FIRST_INDEX = 1  # of the entry that pysyncobj puts into an empty log
+SUCCESS, DISCARDED, UNKNOWN_OUTCOME = FAIL_REASON.SUCCESS, FAIL_REASON.DISCARDED, FAIL_REASON.UNKNOWN_OUTCOME
 COMMAND = b"\x00"  # first byte of an entry: a state machine's command
 CONTROL = b"\x01"  # a no-op; with bytes behind it, one of our own control entries
 
 _FOLLOWER, _LEADER = 0, 2
+_HINT_SECONDS = 1.0  # between two notes in the journal of how far the log is committed
 _FIELDS = (
     "commandsWaitingCommit",
     "connectedNodes",
     "lastResponseTime",
     "newAppendEntriesTime",
     "noopIDx",
+    "otherNodes",
     "raftCommitIndex",
     "raftCurrentTerm",
     "raftElectionDeadline",
@@ -60,6 +64,7 @@ _FIELDS = (
     "transport",
 )
 _METHODS = (
+    "applyLogEntries",
     "deleteEntriesFrom",
     "doApplyCommand",
     "generateRaftTimeout",
@@ -142,8 +147,12 @@ def install() -> None:
 class Peer(Node):  # type: ignore[misc] # pysyncobj carries no types
     """A node known by its name alone; hashes alike in every process, so that sets of peers iterate alike."""
 
+    def __init__(self, id: str, **fields: object) -> None:  # noqa: A002 - pysyncobj's name
+        super().__init__(id, **fields)
+        self._hash = crc32(id.encode())
+
     def __hash__(self) -> int:
-        return crc32(self.id.encode())
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Peer) and other.id == self.id
@@ -211,6 +220,8 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
         """``timeout`` is the longest election timeout; both durations in seconds."""
         install()
         self.hooks = hooks
+        self._peers = {each: Peer(each) for each in peers}
+        self._fallback, self._hint_at = timeout, _monotonic() + _HINT_SECONDS
         configuration = SyncObjConf(
             autoTick=False,
             appendEntriesUseBatch=True,  # the engine flushes; the other mode opens a pipe
@@ -227,16 +238,32 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
             fullDumpFile=None,
         )
         super().__init__(
-            Peer(node), [Peer(each) for each in peers], configuration, nodeClass=Peer, transportClass=_HookTransport
+            Peer(node), [*self._peers.values()], configuration, nodeClass=Peer, transportClass=_HookTransport
         )
         self._poller = _NoPoller()
         self._SyncObj__serializer = _NoSerializer()
-        self._peers = {each: Peer(each) for each in peers}
 
     # -- what the engine replaces
 
-    def _SyncObj__doApplyCommand(self, command: bytes) -> object:  # noqa: N802
-        return self.hooks.apply(self._SyncObj__raftLastApplied + 1, command)
+    def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
+        """Apply what is committed and tell those who wait for it; False: nothing is to be sent on account of it."""
+        applied, committed = self._SyncObj__raftLastApplied, self._SyncObj__raftCommitIndex
+        if applied >= committed:
+            return False
+        log, waiting = self._SyncObj__raftLog, self._SyncObj__commandsWaitingCommit
+        before = log[0][1] - 1
+        for command, index, term in log[applied - before : committed - before]:
+            result = self.hooks.apply(index, command)
+            self._SyncObj__raftLastApplied = index
+            for appended_in, decided in waiting.pop(index, ()):
+                if appended_in == term:
+                    decided(result, SUCCESS)
+                else:
+                    decided(None, DISCARDED)
+        return False
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> NoReturn:  # noqa: N802
+        raise Corrupt("pysyncobj tried to apply an entry in its own way, which would unpickle it")
 
     def _SyncObj__generateRaftTimeout(self) -> float:  # noqa: N802
         self.hooks.rearm_election()
@@ -339,9 +366,42 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
 
     def step(self, *, campaign: bool) -> None:
         """One tick: campaign if told to, count commits, apply, send heartbeats."""
-        self._SyncObj__raftElectionDeadline = -math.inf if campaign else math.inf
-        self._onTick(0)
-        self._SyncObj__raftElectionDeadline = math.inf
+        now = _monotonic()
+        if now >= self._hint_at:
+            self._hint_at = now + _HINT_SECONDS
+            self._SyncObj__raftLog.onOneSecondTimer()
+        if campaign:
+            self._SyncObj__raftElectionDeadline = -math.inf
+            self._onTick(0)
+            self._SyncObj__raftElectionDeadline = math.inf
+            return
+        if self._SyncObj__raftState == _LEADER:
+            self._count_commits()
+            self._require_quorum(now)
+        self._SyncObj__applyLogEntries()
+        if self._SyncObj__raftState == _LEADER and now > self._SyncObj__newAppendEntriesTime:
+            self._SyncObj__sendAppendEntries()
+
+    def _count_commits(self) -> None:
+        """Commit what a majority holds, this node with it, up to an entry of this term: terms only grow along the log."""
+        last, matches = self.last()[1], self._SyncObj__raftMatchIndex
+        held = sorted((matches[each] for each in self._SyncObj__otherNodes), reverse=True)
+        needed = (len(held) + 1) // 2  # of the others, to be more than half with this node
+        index = min(last, held[needed - 1]) if needed else last
+        if index <= self._SyncObj__raftCommitIndex:
+            return
+        entry = self.entry(index)
+        if entry is not None and entry[2] == self._SyncObj__raftCurrentTerm:
+            self._SyncObj__raftCommitIndex = index
+            self._SyncObj__raftLog.setRaftCommitIndex(index)
+
+    def _require_quorum(self, now: float) -> None:
+        """A leader that a majority has not answered for an election timeout leads nobody."""
+        heard, others = self._SyncObj__lastResponseTime, self._SyncObj__otherNodes
+        alive = 1 + sum(heard[each] > now - self._fallback for each in others)
+        if 2 * alive <= len(others) + 1:
+            self._SyncObj__setState(_FOLLOWER)
+            self._SyncObj__raftLeader = None
 
     def link(self, peer: str, *, up: bool) -> None:
         """Note that ``peer`` can or cannot be sent to."""
@@ -387,7 +447,7 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
         waiting = self._SyncObj__commandsWaitingCommit
         for passed in [each for each in waiting if each <= index]:
             for _, decided in waiting.pop(passed):
-                decided(None, FAIL_REASON.UNKNOWN_OUTCOME)
+                decided(None, UNKNOWN_OUTCOME)
 
     def keep_committed(self, index: int) -> None:
         """Undo that a repeated message, which shows a shorter log, took the commit index back."""
@@ -396,7 +456,3 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
     def answer(self, peer: str, *, next_index: int, success: bool, reset: bool) -> None:
         """Tell the leader where this log stands."""
         self._SyncObj__sendNextNodeIdx(self._peers[peer], reset=reset, nextNodeIdx=next_index, success=success)
-
-
-SUCCESS = FAIL_REASON.SUCCESS
-DISCARDED = FAIL_REASON.DISCARDED
