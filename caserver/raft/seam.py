@@ -247,7 +247,7 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
 
     def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
         """Apply what is committed and tell those who wait for it; False: nothing is to be sent on account of it."""
-        applied, committed = self._SyncObj__raftLastApplied, self._SyncObj__raftCommitIndex
+        applied, committed = self.applied_index(), self.commit_index()
         if applied >= committed:
             return False
         log, waiting = self._SyncObj__raftLog, self._SyncObj__commandsWaitingCommit
@@ -388,7 +388,7 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
         held = sorted((matches[each] for each in self._SyncObj__otherNodes), reverse=True)
         needed = (len(held) + 1) // 2  # of the others, to be more than half with this node
         index = min(last, held[needed - 1]) if needed else last
-        if index <= self._SyncObj__raftCommitIndex:
+        if index <= self.commit_index():
             return
         entry = self.entry(index)
         if entry is not None and entry[2] == self._SyncObj__raftCurrentTerm:
