@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from caserver.acl import AGENT_READ, OPERATOR_READ, OPERATOR_WRITE, SERVICE_WRITE, Permission
-from caserver.api import agent, connect_ca, operator
+from caserver.api import agent, connect_ca, openapi, operator
 from caserver.api.query import Call, NodeView, Reply
 
 KIB = 1024
@@ -106,6 +106,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "/v1/agent/metrics", {"GET": agent.get_metrics}, "Metrics of this node, as JSON or for Prometheus", AGENT_READ
     ),
+    Route("/openapi.json", {"GET": openapi.serving(lambda: ROUTES)}, "This interface as an OpenAPI 3.1 document", None),
 )
 
 EXACT: Mapping[str, Route] = {route.path: route for route in ROUTES if not route.subtree}

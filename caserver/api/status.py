@@ -30,12 +30,21 @@ INTERNAL_ERROR = "internal error"
 OK = int(HTTPStatus.OK)
 MOVED = int(HTTPStatus.MOVED_PERMANENTLY)
 BAD_REQUEST = int(HTTPStatus.BAD_REQUEST)
+FORBIDDEN = int(HTTPStatus.FORBIDDEN)
 NOT_FOUND = int(HTTPStatus.NOT_FOUND)
 METHOD_NOT_ALLOWED = int(HTTPStatus.METHOD_NOT_ALLOWED)
+CONFLICT = int(HTTPStatus.CONFLICT)
+TOO_LARGE = int(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+MISDIRECTED = int(HTTPStatus.MISDIRECTED_REQUEST)
+RATE_LIMITED = int(HTTPStatus.TOO_MANY_REQUESTS)
+REFUSED_BEHIND = int(HTTPStatus.BAD_GATEWAY)  # by the backend of the provider
 SLOW_REQUEST = int(HTTPStatus.REQUEST_TIMEOUT)
 BUG = int(HTTPStatus.INTERNAL_SERVER_ERROR)
 UNHEALTHY = int(HTTPStatus.TOO_MANY_REQUESTS)  # Consul's, for a cluster that is not well
 NOT_READY = int(HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+EVERY = frozenset(map(int, _STATUS.values()))  # what an error may be answered with
 
 
 def status_of(error: errors.CaserverError) -> int:

@@ -25,7 +25,23 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output", "recover"}},
     {"": {"daemon", "own_secret", "supervision"}},
-    {"api": {"", "agent", "connect_ca", "metrics", "operator", "origin", "query", "routes", "server", "status"}},
+    {
+        "api": {
+            "",
+            "agent",
+            "connect_ca",
+            "metrics",
+            "openapi",
+            "operator",
+            "origin",
+            "query",
+            "reference",
+            "routes",
+            "schemas",
+            "server",
+            "status",
+        }
+    },
     {"": {"leaf_cache"}},
     {"forwarding": {"", "channel", "leader"}},
     {
