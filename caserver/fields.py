@@ -298,6 +298,14 @@ class Fields:
             return {}
         return value
 
+    def inner(self, key: str) -> Fields:
+        """A reader of the nested object, empty if it is absent; its faults are noted here."""
+        shown = self.spelling(key) or key
+        reader = Fields(self.mapping(key), where=f"{self._where}.{shown}" if self._where else shown)
+        self.faults.extend(reader.faults)
+        reader.faults = self.faults
+        return reader
+
     def finish(self, *, also_known: Collection[str] = ()) -> None:
         """Note every key that nobody asked for, naming the nearest key that is known."""
         known = {*self._asked.values(), *also_known}

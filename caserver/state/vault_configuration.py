@@ -9,9 +9,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from caserver.fields import Secret
+
+
+class Holds(StrEnum):
+    """What the value of a login parameter is."""
+
+    PLAIN = "plain"
+    SECRET = "secret"  # noqa: S105 -- a kind of value
+    FILE = "file"  # a name below file_dir
+
+
+@dataclass(frozen=True, slots=True)
+class AuthKind:
+    """The parameters of one way to log in; of each group of ``needs`` at least one must be there."""
+
+    params: Mapping[str, Holds]
+    needs: tuple[tuple[str, ...], ...] = ()
+
+
+AUTH_KINDS: Mapping[str, AuthKind] = {
+    "approle": AuthKind(
+        {
+            "role_id": Holds.PLAIN,
+            "role_id_file_path": Holds.FILE,
+            "secret_id": Holds.SECRET,
+            "secret_id_file_path": Holds.FILE,
+        },
+        (("role_id", "role_id_file_path"),),
+    ),
+    "cert": AuthKind({"name": Holds.PLAIN}),
+    "jwt": AuthKind({"role": Holds.PLAIN, "jwt": Holds.SECRET, "path": Holds.FILE}, (("jwt", "path"),)),
+    "kubernetes": AuthKind(
+        {"role": Holds.PLAIN, "jwt": Holds.SECRET, "token_path": Holds.FILE}, (("role",), ("jwt", "token_path"))
+    ),
+    "userpass": AuthKind({"username": Holds.PLAIN, "password": Holds.SECRET}, (("username",), ("password",))),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +62,17 @@ class VaultAuthMethod:
         """The value of a parameter in the open, or None."""
         value = dict(self.params).get(name)
         return value.reveal() if isinstance(value, Secret) else value
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The secret parameters in the open, by name."""
+        return {name: value.reveal() for name, value in self.params if isinstance(value, Secret)}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The parameters that name files."""
+        kinds = AUTH_KINDS[self.type].params if self.type in AUTH_KINDS else {}
+        return {name: value for name, value in self.params if kinds.get(name) is Holds.FILE and isinstance(value, str)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +107,32 @@ class VaultConfiguration:
     def intermediate_namespace(self) -> str:
         """The namespace of the intermediate path."""
         return self.intermediate_pki_namespace or self.namespace
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Every name below file_dir, by the key that gives it."""
+        own = {
+            "TokenFile": self.token_file,
+            "CAFile": self.ca_file,
+            "CAPath": self.ca_path,
+            "CertFile": self.cert_file,
+            "KeyFile": self.key_file,
+        }
+        params = {} if self.auth_method is None else self.auth_method.files
+        return {key: name for key, name in own.items() if name is not None} | {
+            f"AuthMethod.Params.{key}": name for key, name in params.items()
+        }
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What a stored secret stays with: it never follows the configuration to another address or path."""
+        return (
+            self.address,
+            self.root_namespace,
+            self.root_pki_path,
+            self.intermediate_namespace,
+            self.intermediate_pki_path,
+        )
 
 
 @dataclass(frozen=True, slots=True)

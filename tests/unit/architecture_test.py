@@ -93,8 +93,10 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "acl_codec",
             "acl_commands",
             "apply",
+            "builtin_keys",
             "codec",
             "commands",
+            "config_reader",
             "configuration",
             "key_change",
             "ledger",
@@ -105,6 +107,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "sealing",
             "shapes",
             "vault_configuration",
+            "vault_keys",
         }
     },
     {
