@@ -47,6 +47,7 @@ from caserver.state.lifecycle import leader_of
 from caserver.state.machine import CAStateMachine
 from caserver.state.model import CAState
 from caserver.state.sealing import erases, keys_in_command, keys_in_state
+from caserver.state.vault_configuration import VaultLocal
 from caserver.supervision import Supervisor
 from caserver.telemetry import logs
 
@@ -373,7 +374,12 @@ def _bootstrap(config: AgentConfig) -> CAConfiguration | None:
     if not config.connect.enabled:
         _log.warning("Connect is disabled: connect { enabled = true } makes this cluster a certificate authority")
         return None
-    return parse_bootstrap(config.connect.ca_provider, config.connect.ca_config)
+    return parse_bootstrap(config.connect.ca_provider, config.connect.ca_config, local=_vault_local(config))
+
+
+def _vault_local(config: AgentConfig) -> VaultLocal:
+    """What this server knows of Vault by itself."""
+    return VaultLocal.from_environ(os.environ, file_dir=config.connect.file_dir)
 
 
 def _keyring(config: AgentConfig, entropy: Entropy) -> Keyring:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from caserver.cli.flags import Command, Flag, Parsed, Takes
 from caserver.cli.output import complain, say
 from caserver.errors import InvalidConfig
-from caserver.fields import fault_text, fold
+from caserver.fields import Fault, fault_text, fold
 
 if TYPE_CHECKING:
-    from caserver.config.agent_config import AgentConfig
+    from caserver.config.agent_config import AgentConfig, ConnectSettings
 
 # Flags that set a key of the configuration.
 _KEY_OF_FLAG = {
@@ -113,22 +113,29 @@ def load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = ()
         flags=flags,
         environ=environ,
         hostname=socket.gethostname(),
-        judge_ca=partial(_judge_ca, new=new),
+        judge_ca=partial(_judge_ca, environ=environ, new=new),
         judge_tls=context_of_files,
     )
 
 
-def _judge_ca(provider: str | None, ca_config: Mapping[str, object], *, new: bool) -> None:
+def _judge_ca(connect: ConnectSettings, *, environ: Mapping[str, str], new: bool) -> None:
     """InvalidConfig with everything that keeps ``ca_config`` from founding a cluster."""
     from caserver.environment import SystemClock, SystemEntropy  # noqa: PLC0415 - see ``load``
     from caserver.pki.spiffe import cluster_id_from  # noqa: PLC0415
     from caserver.providers.builtin import seed_faults  # noqa: PLC0415
     from caserver.state.configuration import parse_bootstrap  # noqa: PLC0415
+    from caserver.state.vault_configuration import VaultLocal  # noqa: PLC0415
 
     spare_id = cluster_id_from(SystemEntropy().bytes(16))
-    found = seed_faults(parse_bootstrap(provider, ca_config), now=SystemClock().now(), spare_id=spare_id, validity=new)
+    local = VaultLocal.from_environ(environ, file_dir=connect.file_dir)
+    configuration = parse_bootstrap(connect.ca_provider, connect.ca_config, local=local)
+    found = seed_faults(configuration, now=SystemClock().now(), spare_id=spare_id, validity=new)
+    files = {} if configuration.vault is None else configuration.vault.files
+    for key, name in files.items():
+        if connect.file_dir is not None and not (connect.file_dir / name).exists():
+            found.append(Fault(key, f'there is no "{name}" below {connect.file_dir}', "put it there on every server"))
     if found:
-        spelled = {fold(key): key for key in ca_config}
+        spelled = {fold(key): key for key in connect.ca_config}
         named = [replace(each, field=f"ca_config.{spelled.get(fold(each.field), each.field)}") for each in found]
         raise InvalidConfig(fault_text(named))
 

@@ -39,6 +39,7 @@ KEYS = Keys(
         "tls_min_version",
         "connect.enabled",
         "connect.ca_provider",
+        "connect.file_dir",
         "ports.http",
         "ports.https",
         "ports.server",
@@ -57,7 +58,7 @@ KEYS = Keys(
 
 _DATACENTER = re.compile(r"[A-Za-z0-9_-]{1,63}")
 LOG_LEVELS = {"TRACE": "trace", "DEBUG": "debug", "INFO": "info", "WARN": "warn", "ERR": "error", "ERROR": "error"}
-JudgeCA = Callable[[str | None, Mapping[str, object]], object]
+JudgeCA = Callable[["ConnectSettings"], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class ConnectSettings:
     enabled: bool
     ca_provider: str | None
     ca_config: Mapping[str, object] = field(repr=False)  # may hold a private key
+    file_dir: Path | None = None  # where files that a CA configuration names are looked for; None: it may name none
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +211,12 @@ def _connect(reading: Reading, given: Mapping[str, object], judge_ca: JudgeCA | 
         enabled=fields.flag("enabled", default=reading.dev),
         ca_provider=fields.text("ca_provider"),
         ca_config=fields.mapping("ca_config"),
+        file_dir=_file_dir(fields),
     )
     reading.done(fields)
     if judge_ca is not None and not fields.faults:
         try:
-            judge_ca(connect.ca_provider, connect.ca_config)
+            judge_ca(connect)
         except InvalidConfig as exc:
             reading.faults.extend(_ca_faults(exc.detail))
     if not connect.enabled:
@@ -221,6 +224,18 @@ def _connect(reading: Reading, given: Mapping[str, object], judge_ca: JudgeCA | 
             "connect.enabled: false, so this cluster has no CA; set connect { enabled = true } to have one"
         )
     return connect
+
+
+def _file_dir(fields: Fields) -> Path | None:
+    text = fields.text("file_dir")
+    if not text:
+        return None
+    path = Path(text)
+    if not path.is_absolute():
+        fields.fault("file_dir", f'"{text}" is not absolute', 'name a directory, file_dir = "/etc/caserver/vault"')
+    elif not path.is_dir():
+        fields.fault("file_dir", f"{path} is not a directory", "create it, or leave it out to refuse such files")
+    return path
 
 
 def _ca_faults(detail: str) -> list[Fault]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from caserver.config.agent_config import AgentConfig
+from caserver.config.agent_config import AgentConfig, ConnectSettings
 from caserver.errors import InvalidConfig
 from caserver.fields import fault_text
 from caserver.providers.builtin import seed_faults
@@ -34,10 +33,11 @@ TEXTS = {
 }
 
 
-def judge(provider: str | None, ca_config: Mapping[str, object]) -> None:
+def judge(connect: ConnectSettings) -> None:
     """What the agent does before it starts anything."""
     now = datetime(2026, 11, 23, 12, tzinfo=UTC)
-    faults = seed_faults(parse_bootstrap(provider, ca_config), now=now, spare_id=CLUSTER_ID, validity=False)
+    configuration = parse_bootstrap(connect.ca_provider, connect.ca_config)
+    faults = seed_faults(configuration, now=now, spare_id=CLUSTER_ID, validity=False)
     if faults:
         raise InvalidConfig(fault_text(faults))
 

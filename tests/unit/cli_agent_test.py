@@ -160,3 +160,27 @@ def test_an_agent_with_a_faulty_configuration_does_not_start(
 ) -> None:
     assert main(["agent", f"-config-file={tmp_path / 'none.hcl'}"], {}) == 1
     assert "none.hcl: cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
+def test_validate_judges_an_external_provider(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "token").write_text("s.x")
+    path = tmp_path / "v.hcl"
+
+    def validated(token: str, environ: Mapping[str, str]) -> str:
+        path.write_text(
+            f'data_dir = "/d"\nconnect {{\n enabled = true\n ca_provider = "vault"\n file_dir = "{tmp_path}"\n'
+            f' ca_config {{\n  {token}\n  root_pki_path = "r"\n  intermediate_pki_path = "i"\n }}\n}}\n'
+        )
+        code = main(["validate", str(path)], environ)
+        err = capsys.readouterr().err
+        assert code == int("connect." in err)
+        return err.partition("Warning: ")[0]
+
+    home = {"VAULT_ADDR": "http://127.0.0.1:8200", "VAULT_TOKEN": "s.y"}
+    assert validated('address = "https://v"\n  token_file = "token"', {}) == ""
+    assert validated("", home) == ""
+    assert f'v.hcl:7: connect.ca_config.token_file: there is no "tokne" below {tmp_path}' in validated(
+        'token_file = "tokne"', home
+    )
+    assert "ca_config.Token: is missing" in validated('address = "https://elsewhere"', home)
+    assert 'v.hcl:7: connect.ca_config.adress: unknown key; did you mean "Address"?' in validated('adress = "x"', home)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caserver.config.agent_config import KEYS, AgentConfig
+from caserver.config.agent_config import KEYS, AgentConfig, ConnectSettings
 from caserver.config.consul_keys import IGNORED
 from caserver.config.listeners import Limits, Ports
 from caserver.config.servers import Peer
@@ -24,6 +24,10 @@ SINGLE = {"data_dir": "/var/lib/none", "connect": {"enabled": True}}
 CLUSTER = {**SINGLE, "peer": PEERS, "node_name": "n1", "cluster_secret": SECRET}
 
 
+def judge(connect: ConnectSettings) -> None:
+    parse_bootstrap(connect.ca_provider, connect.ca_config)
+
+
 def load(
     *documents: object, flags: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None, at: Path
 ) -> AgentConfig:
@@ -34,7 +38,7 @@ def load(
         path.touch(mode=0o600)
         path.write_text(each if isinstance(each, str) else json.dumps(each))
         paths.append(str(path))
-    return AgentConfig.load(paths, flags=flags or {}, environ=environ or {}, hostname="host", judge_ca=parse_bootstrap)
+    return AgentConfig.load(paths, flags=flags or {}, environ=environ or {}, hostname="host", judge_ca=judge)
 
 
 def faults(
@@ -213,6 +217,14 @@ def test_a_file_that_cannot_be_read_does_not_make_its_keys_missing(tmp_path: Pat
     [
         ({"ports": {"htpp": 1}}, '0.json: ports.htpp: unknown key; did you mean "http"?'),
         ({"connect": {"CAProvider": "consul"}}, '0.json: connect.CAProvider: unknown key; did you mean "ca_provider"?'),
+        (
+            {"connect": {"file_dir": "vault"}},
+            '0.json: connect.file_dir: "vault" is not absolute; name a directory, file_dir = "/etc/caserver/vault"',
+        ),
+        (
+            {"connect": {"file_dir": "/no/where"}},
+            "0.json: connect.file_dir: /no/where is not a directory; create it, or leave it out to refuse such files",
+        ),
         ({"connect": 5}, "0.json: connect: expected map, got float64; give an object { ... }"),
         ({"connect": {"enabled": "x"}}, "0.json: connect.enabled: expected bool, got string; use true or false"),
         (
@@ -507,7 +519,7 @@ def test_no_key_is_both_known_and_ignored() -> None:
 def test_every_example_can_be_bootstrapped(file: Path) -> None:
     environ = {"CASERVER_CLUSTER_SECRET": SECRET}
 
-    config = AgentConfig.load([str(file)], flags={}, environ=environ, hostname="h", judge_ca=parse_bootstrap)
+    config = AgentConfig.load([str(file)], flags={}, environ=environ, hostname="h", judge_ca=judge)
 
     assert config.connect.enabled
 
