@@ -69,6 +69,7 @@ MANAGEMENT = Permission(Resource.ACL, WRITE)
 OPERATOR_READ = Permission(Resource.OPERATOR, READ)
 OPERATOR_WRITE = Permission(Resource.OPERATOR, WRITE)
 AGENT_READ = Permission(Resource.AGENT, READ)  # of the agent that is asked
+AGENT_WRITE = Permission(Resource.AGENT, WRITE)
 NODE_READ = Permission(Resource.NODE, READ)  # of the node that is asked
 SERVICE_WRITE = Permission(Resource.SERVICE, WRITE)  # on the exact service, which who reads the request fills in
 

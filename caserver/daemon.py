@@ -8,39 +8,42 @@ in, and the log last, because it answers what is still under way. Leadership is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import logging
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import NoReturn
 
 import structlog
 
 from caserver.api.metrics import Telemetry
-from caserver.api.origin import Hosts
 from caserver.api.query import BlockedQueries
-from caserver.api.server import ApiServer, Listener, NodeView, Readiness
+from caserver.api.server import ApiServer, NodeView, Readiness
 from caserver.authority.authority import Authority
 from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
 from caserver.config.agent_config import AgentConfig
 from caserver.descriptors import Shares, raise_limit
 from caserver.environment import Clock, Entropy, SystemClock, SystemEntropy, ThreadWorkers
-from caserver.errors import CaserverError, Corrupt
+from caserver.errors import CaserverError, Corrupt, ReloadFailed
 from caserver.forwarding.channel import Channel
 from caserver.forwarding.leader import Leader
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import SECRET_BYTES, Keyring, decode_secret
 from caserver.leaf_cache import LeafCache
+from caserver.listeners import Front, front
 from caserver.own_secret import own_secret
-from caserver.pki import tls
 from caserver.providers.builtin import builtin_kind
 from caserver.raft.journal import JournalFailed
 from caserver.raft.ports import Seals
 from caserver.raft.thread import RaftSettings, RaftThread
+from caserver.reloading import Reloading
 from caserver.state.commands import Command, Result
 from caserver.state.configuration import CAConfiguration, parse_bootstrap
 from caserver.state.lifecycle import leader_of
@@ -78,20 +81,18 @@ _REMEDIES = {
 _log = structlog.get_logger("caserver.agent")
 
 
-def run(config: AgentConfig) -> int:
-    """Run one node until SIGTERM or SIGINT; the exit code is 0 after an orderly stop, 1 after a failure it explained."""
+def run(config: AgentConfig, *, read: Callable[[], AgentConfig] | None = None) -> int:
+    """Run one node until SIGTERM or SIGINT; the exit code is 0 after an orderly stop, 1 after a failure it explained.
+
+    ``read`` reads the settings again when a reload is asked for (InvalidConfig if they have faults); without it the
+    node reloads the files that ``config`` names, and nothing else.
+    """
     clock = SystemClock()
-    logs.configure(
-        level=config.log_level,
-        as_json=config.log_json,
-        node=config.node_name,
-        clock=clock,
-        secrets=config.cluster_secrets,
-    )
+    _configure_logs(config, clock)
     for warning in config.warnings:
         _log.warning(warning)
     try:
-        return asyncio.run(_serve(config, clock))
+        return asyncio.run(_serve(config, clock, read or (lambda: config)))
     except (CaserverError, Corrupt, JournalFailed, OSError, ValueError) as exc:
         _log.error("the agent cannot run", reason=_explained(exc))
         return EXIT_FAILED
@@ -103,21 +104,34 @@ def _explained(exc: BaseException | None) -> str:
     return f"{exc}; {remedy}" if remedy else str(exc)
 
 
-async def _serve(config: AgentConfig, clock: Clock) -> int:
-    return await _Agent(config, clock=clock, entropy=SystemEntropy()).run()
+def _configure_logs(config: AgentConfig, clock: Clock) -> None:
+    logs.configure(
+        level=config.log_level,
+        as_json=config.log_json,
+        node=config.node_name,
+        clock=clock,
+        secrets=config.cluster_secrets,
+    )
+
+
+async def _serve(config: AgentConfig, clock: Clock, read: Callable[[], AgentConfig]) -> int:
+    return await _Agent(config, clock=clock, entropy=SystemEntropy(), read=read).run()
 
 
 class _Agent:
     """One node; made on the loop that it runs on."""
 
-    def __init__(self, config: AgentConfig, *, clock: Clock, entropy: Entropy) -> None:
+    def __init__(self, config: AgentConfig, *, clock: Clock, entropy: Entropy, read: Callable[[], AgentConfig]) -> None:
         self._config = config
         self._clock = clock
         self._entropy = entropy
         # Before anything starts: files that nobody can serve with must not let this node win an election first.
-        self._listeners, self._hosts = _listeners(config), _hosts(config)
+        self._front = front(config)
         peers = set(config.peers) - {config.node_name}
-        self._shares = Shares.of(raise_limit(), listeners=len(self._listeners), peers=len(peers))
+        self._shares = Shares.of(raise_limit(), listeners=len(self._front.listeners), peers=len(peers))
+        self._workers = ThreadWorkers(WORKERS)
+        self._reloading = Reloading(config, read=read, workers=self._workers)
+        self._reloads: set[asyncio.Task[None]] = set()
         self._leaderless_since: float | None = float("-inf")
         self._key_ids: tuple[str, ...] = ()
         self._stopping = asyncio.Event()
@@ -129,7 +143,7 @@ class _Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop)
-        loop.add_signal_handler(signal.SIGHUP, _log.warning, "SIGHUP: settings are read at the start only; restart")
+        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
         async with AsyncExitStack() as stack:
             raft = await self._start(stack)
             calm_collector()
@@ -160,6 +174,15 @@ class _Agent:
             _end_at_once("a second signal: the agent ends at once")
         self._stopping.set()
 
+    def _told_to_reload(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        with contextlib.suppress(ReloadFailed):  # it was logged; nobody waits for an answer to a signal
+            await self._reloading.reload()
+
     async def _stop_log(self, raft: RaftThread[Command, CAState, Result]) -> None:
         try:
             async with asyncio.timeout(LOG_STOP_MAX):
@@ -173,7 +196,7 @@ class _Agent:
         config = self._config
         keyring = _keyring(config, self._entropy)
         self._key_ids = keyring.key_ids
-        workers = ThreadWorkers(WORKERS)
+        workers = self._workers
         stack.callback(workers.close)
         identity = NodeIdentity(keyring, config.node_name, config.peers)
         raft = await self._start_log(stack, keyring)
@@ -289,6 +312,8 @@ class _Agent:
             node_name=config.node_name,
             peers={name: (peer.address, peer.server_port) for name, peer in config.peers.items()} or own,
             connect_enabled=config.connect.enabled,
+            settings=lambda: self._reloading.config,
+            reload=self._reloading.reload,
             ready=lambda: self._readiness(raft, authority),
             raft=raft,
             telemetry=telemetry,
@@ -302,19 +327,29 @@ class _Agent:
         config = self._config
         server = ApiServer(
             view,
-            self._listeners,
+            self._front.listeners,
             connections_per_client=config.limits.http_max_conns_per_client,
             connections=self._shares.per_listener,
-            hosts=self._hosts,
+            hosts=self._front.hosts,
         )
         await server.start()
         stack.push_async_callback(self._close, server)
+        self._reloading.begin(partial(self._take_over, server, view))
         _log.info(
             "agent started",
-            http=", ".join(f"{host}:{port}" for host, port in server.addresses),
+            http=", ".join(server.shown),
             datacenter=config.datacenter,
             peers=len(config.peers) or 1,
         )
+
+    def _take_over(self, server: ApiServer, view: NodeView, config: AgentConfig, changed: Front) -> None:
+        """Put changed settings into force; the log, the leaf cache and the listeners go by them from now on."""
+        _configure_logs(config, self._clock)
+        server.renew(
+            changed.listeners, connections_per_client=config.limits.http_max_conns_per_client, hosts=changed.hosts
+        )
+        view.blocked.limit = config.limits.http_max_blocked_queries
+        view.leaf_cache.max_entries = config.limits.leaf_cache_max
 
     def _readiness(self, raft: RaftThread[Command, CAState, Result], authority: Authority) -> Readiness:
         since = self._leaderless_since
@@ -388,20 +423,3 @@ def _keyring(config: AgentConfig, entropy: Entropy) -> Keyring:
     if config.data_dir is None:
         return Keyring([entropy.bytes(SECRET_BYTES)])
     return Keyring([own_secret(config.data_dir, entropy)])
-
-
-def _hosts(config: AgentConfig) -> Hosts:
-    """The names by which this node may be called: its own, its peers', those of its certificate, those allowed."""
-    names = {config.node_name, config.client_addr, *config.peers, *(peer.address for peer in config.peers.values())}
-    if config.tls is not None:
-        names.update(tls.dns_names(config.tls.cert_file.read_text()))
-    return Hosts(names, trusted=config.http.allowed_hosts)
-
-
-def _listeners(config: AgentConfig) -> list[Listener]:
-    listeners = []
-    if config.ports.http is not None:
-        listeners.append(Listener(config.client_addr, config.ports.http, exposed=config.http_exposed))
-    if config.ports.https is not None and config.tls is not None:
-        listeners.append(Listener(config.client_addr, config.ports.https, tls.context_of_files(config.tls)))
-    return listeners

@@ -20,6 +20,7 @@
         CommitUnknown                may have been committed; the caller must read before repeating
         ProviderUnavailable          timeout, sealed, 5xx
       ProviderRefused                the provider's backend understood and said no
+      ReloadFailed                   the settings of this node, read again, have faults
 
 Not in the tree: plain bugs (logged with a traceback, rendered as a bare 500) and ``Corrupt`` (undecodable log entry,
 journal or snapshot: the process stops and says what to do).
@@ -128,6 +129,10 @@ class ProviderUnavailable(Unavailable):
 
 class ProviderRefused(CaserverError):
     """The provider's backend understood the request and refused it."""
+
+
+class ReloadFailed(CaserverError):
+    """What was read in place of a running agent's settings has faults; those in force stay."""
 
 
 class Corrupt(Exception):

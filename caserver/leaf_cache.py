@@ -104,13 +104,16 @@ class LeafCache:
         max_entries: int,
         clock_fault: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """``clock_fault`` says why the wall clock of this node is not to be trusted: nothing falls due by it then."""
+        """``max_entries`` may be changed while it runs.
+
+        ``clock_fault`` says why the wall clock of this node is not to be trusted: nothing falls due by it then.
+        """
         self._log = log
         self._leader = leader
         self._clock = clock
         self._entropy = entropy
         self._datacenter = datacenter
-        self._max_entries = max_entries
+        self.max_entries = max_entries
         self._clock_fault = clock_fault
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently read first
         self._due: list[tuple[float, int, _Entry]] = []  # heap; an entry's place counts if its time is the entry's
@@ -232,14 +235,13 @@ class LeafCache:
         return entry
 
     def _make_room(self) -> None:
-        if len(self._entries) < self._max_entries:
-            return
-        idle = next((each for each in self._entries.values() if not each.readers and each.flight is None), None)
-        if idle is None:
-            raise Unavailable(
-                "every leaf that this node may hold is being waited for; raise leaf_cache_max or ask another node"
-            )
-        self._drop(idle)
+        while len(self._entries) >= self.max_entries:
+            idle = next((each for each in self._entries.values() if not each.readers and each.flight is None), None)
+            if idle is None:
+                raise Unavailable(
+                    "every leaf that this node may hold is being waited for; raise leaf_cache_max or ask another node"
+                )
+            self._drop(idle)
 
     def _drop(self, entry: _Entry) -> None:
         """Forget a leaf and its key; places in the heap may outlive the entry."""

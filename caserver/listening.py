@@ -20,6 +20,9 @@ from typing import Any
 
 import structlog
 
+from caserver import unix_socket
+from caserver.unix_socket import UnixSocket
+
 HANDSHAKE_SECONDS = 10.0
 HANDSHAKES_MAX = 128
 EXHAUSTED_SECONDS = 0.1  # pause after accept() failed, mostly for want of file descriptors
@@ -42,20 +45,23 @@ class Limits:
     refusal: bytes = b""
 
 
+Address = tuple[str, int] | UnixSocket
+
+
 class Listening:
-    """One host and port. Everything runs on the loop that calls ``start``; whose connection ends calls ``left``."""
+    """One address. Everything runs on the loop that calls ``start``; whose connection ends calls ``left``."""
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        address: Address,
         *,
         connection: Callable[[], asyncio.Protocol],
         limits: Limits,
         tls: SSLContext | None,
     ) -> None:
-        """``connection`` makes what serves one connection; port 0 takes a free one."""
-        self._host, self._port = host, port
+        """``address`` is host and port, or a Unix socket; ``connection`` makes what serves one connection; port 0 takes a free one."""
+        self._address = address
+        self._inode: unix_socket.Inode | None = None  # of a Unix socket, once it is bound
         self._connection, self._limits, self._tls = connection, limits, tls
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
@@ -66,27 +72,51 @@ class Listening:
 
     async def start(self) -> None:
         """Bind every address of the host and begin; OSError if one cannot be bound (then none is)."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, address in dict.fromkeys(found):
-            try:
-                self._sockets.append(_bound(family, address))
-            except OSError as exc:
-                if exc.errno == errno.EAFNOSUPPORT and len(found) > 1:  # "localhost" on a machine without IPv6
-                    continue
-                self.close()
-                reason = os.strerror(exc.errno or 0).lower()
-                raise OSError(exc.errno, f"cannot listen on {self._host}:{self._port}: {reason}") from exc
+        try:
+            if isinstance(self._address, UnixSocket):
+                listening, self._inode = unix_socket.bound(self._address)
+                self._sockets.append(listening)
+            else:
+                await self._bind(*self._address)
+        except OSError as exc:
+            self.close()
+            raise OSError(exc.errno, f"cannot listen on {self._shown}: {_reason(exc)}") from exc
         for each in self._sockets:
-            task = loop.create_task(self._accept(each))
+            task = asyncio.get_running_loop().create_task(self._accept(each))
             # Closed by the end of the task that waits on it: a descriptor must not be reused while the loop watches it.
             task.add_done_callback(partial(_closed, each))
             self._accepting.append(task)
 
+    async def _bind(self, host: str, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            try:
+                self._sockets.append(_bound(family, address))
+            except OSError as exc:
+                if exc.errno != errno.EAFNOSUPPORT or len(found) == 1:  # "localhost" on a machine without IPv6
+                    raise
+
+    def renew(self, *, limits: Limits, tls: SSLContext | None) -> None:
+        """Take in new connections by these from now on; open ones, and handshakes under way, go on as they began.
+
+        TLS cannot be turned on or off so.
+        """
+        if (tls is None) != (self._tls is None):
+            raise ValueError(f"{self._shown} cannot change between plain and TLS while it listens")
+        self._limits, self._tls = limits, tls
+
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Host and port of every bound socket; none before ``start`` and after ``close``."""
-        return [each.getsockname()[:2] for each in self._sockets]
+        """Host and port of every bound TCP socket; none before ``start`` and after ``close``."""
+        return [each.getsockname()[:2] for each in self._sockets if each.family != socket.AF_UNIX]
+
+    @property
+    def shown(self) -> list[str]:
+        """Every bound socket as people write it: ``host:port``, or ``unix://`` and the path."""
+        if isinstance(self._address, UnixSocket):
+            return [str(self._address)] if self._sockets else []
+        return [f"{host}:{port}" for host, port in self.addresses]
 
     @property
     def count(self) -> int:
@@ -105,6 +135,9 @@ class Listening:
     def close(self) -> None:
         """Take nothing in any more and end the handshakes; open connections stay."""
         sockets, self._sockets = self._sockets, []
+        if isinstance(self._address, UnixSocket) and self._inode is not None:
+            unix_socket.remove(self._address.path, self._inode)
+            self._inode = None
         for task in (*self._accepting, *self._arriving):
             task.cancel()
         if not self._accepting:
@@ -126,7 +159,7 @@ class Listening:
                     self._notice("accept_failed", error=str(exc))
                     await asyncio.sleep(EXHAUSTED_SECONDS)
                 else:
-                    self._admit(connection, str(address[0]))
+                    self._admit(connection, client_of(connection, address))
             await asyncio.sleep(0)
 
     def _admit(self, connection: socket.socket, client: str) -> None:
@@ -170,7 +203,25 @@ class Listening:
         now = asyncio.get_running_loop().time()
         if now - self._noticed.get(event, -NOTICE_SECONDS) >= NOTICE_SECONDS:
             self._noticed[event] = now
-            _log.warning(event, host=self._host, port=self._port, **details)
+            _log.warning(event, listener=self._shown, **details)
+
+    @property
+    def _shown(self) -> str:
+        return str(self._address) if isinstance(self._address, UnixSocket) else "{}:{}".format(*self._address)
+
+
+def client_of(connection: socket.socket, address: Any) -> str:
+    """Who connected, as far as limits tell clients apart: the IP address, or over a Unix socket the user."""
+    if connection.family == socket.AF_UNIX:
+        return f"user {unix_socket.user_of(connection)}"
+    return str(address[0])
+
+
+def _reason(exc: OSError) -> str:
+    # ``create_server`` adds the address to the text; resolvers have errors of their own.
+    if isinstance(exc, FileExistsError | socket.gaierror) or not exc.errno:
+        return exc.strerror or str(exc)
+    return os.strerror(exc.errno).lower()
 
 
 def _bound(family: int, address: Any) -> socket.socket:

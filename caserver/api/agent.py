@@ -1,4 +1,4 @@
-"""Handlers of ``/v1/agent``: the trust bundle and a service's leaf, as an agent serves them from its cache, and metrics."""
+"""Handlers of ``/v1/agent``: the trust bundle and a service's leaf, as an agent serves them from its cache; this node itself."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ async def get_metrics(node: NodeView, call: Call) -> Reply:
         raise InvalidQuery(f'Invalid format "{wanted[:64]}"; use format=prometheus, or leave it out for JSON')
     ended, seconds, readings = await node.telemetry.interval()
     return Reply(Body(wire.render(wire.encode_metrics(readings, ended=ended, seconds=seconds), pretty=True)))
+
+
+async def reload(node: NodeView, _call: Call) -> Reply:
+    """Read the settings and TLS files of this node again; an empty answer once they are in force."""
+    await node.reload()
+    return Reply()
 
 
 async def get_leaf(node: NodeView, call: Call) -> Reply:

@@ -54,9 +54,10 @@ class Hosts:
 
 
 def refuse_exposed(path: str) -> PermissionDenied:
-    """What is said to who asks for a secret over plain HTTP that leaves the machine."""
+    """What is said to who asks for a secret, or for a change, over plain HTTP that leaves the machine."""
     return PermissionDenied(
-        f"{path} is not served over plain HTTP on an address that is not loopback, because it carries secrets; "
+        f"{path} is not served over plain HTTP on an address that is not loopback, because it carries secrets or changes "
+        "things; "
         "use HTTPS (cert_file, key_file), or set http_config { allow_insecure_http = true }"
     )
 

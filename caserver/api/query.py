@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from caserver.api.metrics import Telemetry
 from caserver.authority.ports import Log, Raft
+from caserver.config.agent_config import AgentConfig
 from caserver.environment import Clock, Entropy, within
 from caserver.errors import InvalidQuery, InvalidRequest, NoLeader, NotInitialized, Unavailable
 from caserver.fields import Secret, go_duration
@@ -52,13 +53,13 @@ class BlockedQueries:
     """Counts the queries that wait, refuses those beyond ``limit`` and ends them all when the server closes."""
 
     def __init__(self, limit: int = BLOCKED_MAX) -> None:
-        self._limit = limit
+        self.limit = limit
         self._tasks: set[asyncio.Task[object] | None] = set()
 
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Hold one place while waiting; Unavailable if there is none."""
-        if len(self._tasks) >= self._limit:
+        if len(self._tasks) >= self.limit:
             raise Unavailable("too many blocking queries are waiting on this node; ask another node or poll")
         task = asyncio.current_task()
         self._tasks.add(task)
@@ -129,6 +130,8 @@ class NodeView:
     node_name: str
     peers: Mapping[str, tuple[str, int]]  # name -> (Raft address, Raft port), this node included
     connect_enabled: bool
+    settings: Callable[[], AgentConfig]  # in force now
+    reload: Callable[[], Awaitable[None]]  # read them again; ReloadFailed
     ready: Callable[[], Readiness]
     raft: Raft
     telemetry: Telemetry

@@ -140,6 +140,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         same_body=(status.UNHEALTHY,),
     ),
     ("/v1/operator/autopilot/configuration", "GET"): Operation(_json("Autopilot"), (PRETTY, DATACENTER)),
+    ("/v1/agent/reload", "PUT"): Operation(),
     ("/v1/agent/metrics", "GET"): Operation(
         {**_json("Metrics"), TEXT_TYPE: TEXT},
         (Parameter("format", "query", "prometheus: as text.", {"type": "string", "enum": ["", "json", "prometheus"]}),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from caserver.acl import AGENT_READ, OPERATOR_READ, OPERATOR_WRITE, SERVICE_WRITE, Permission
+from caserver.acl import AGENT_READ, AGENT_WRITE, OPERATOR_READ, OPERATOR_WRITE, SERVICE_WRITE, Permission
 from caserver.api import agent, connect_ca, openapi, operator
 from caserver.api.query import Call, NodeView, Reply
 
@@ -31,7 +31,9 @@ class Route:
     permission: Permission | None
     subtree: bool = False
     body_max: int = BODY_MAX
-    secret: bool = False  # never over plain HTTP that leaves the machine, unless the operator allows it
+    secret: bool = (
+        False  # carries keys or changes things: never over plain HTTP that leaves the machine, unless allowed
+    )
     metadata: bool = False  # errors of the handler carry the X-Consul headers too
 
     @property
@@ -93,6 +95,7 @@ ROUTES: tuple[Route, ...] = (
         {"PUT": operator.transfer_leader, "POST": operator.transfer_leader},
         "Let another server lead",
         OPERATOR_WRITE,
+        secret=True,
     ),
     Route(
         "/v1/operator/autopilot/health", {"GET": operator.get_autopilot_health}, "How the servers are", OPERATOR_READ
@@ -102,6 +105,13 @@ ROUTES: tuple[Route, ...] = (
         {"GET": operator.get_autopilot_configuration},
         "What the health of servers is judged by",
         OPERATOR_READ,
+    ),
+    Route(
+        "/v1/agent/reload",
+        {"PUT": agent.reload},
+        "Read this node's settings and TLS files again",
+        AGENT_WRITE,
+        secret=True,
     ),
     Route(
         "/v1/agent/metrics", {"GET": agent.get_metrics}, "Metrics of this node, as JSON or for Prometheus", AGENT_READ

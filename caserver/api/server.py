@@ -28,7 +28,8 @@ from caserver.api.query import Body, Call, NodeView, Readiness, Reply, metadata,
 from caserver.api.routes import EXACT, SUBTREES, Route
 from caserver.environment import within
 from caserver.errors import CaserverError, RateLimited, TooLarge
-from caserver.listening import Limits, Listening
+from caserver.listening import Address, Limits, Listening, client_of
+from caserver.unix_socket import UnixSocket
 
 __all__ = ["ApiServer", "Listener", "NodeView", "Readiness"]
 
@@ -55,10 +56,15 @@ class Listener:
     ``exposed`` says that others may read along, so that routes with secrets are refused here.
     """
 
-    host: str
-    port: int
+    host: str | UnixSocket
+    port: int = 0
     tls: SSLContext | None = None
     exposed: bool = False
+
+    @property
+    def address(self) -> Address:
+        """What is bound."""
+        return self.host if isinstance(self.host, UnixSocket) else (self.host, self.port)
 
 
 class _Answer(web.Response):
@@ -72,8 +78,8 @@ class _Answer(web.Response):
 class _Protocol(web.RequestHandler):
     """One connection; a request that is not HTTP is answered as Go does, with a bare status."""
 
-    __slots__ = ("exposed",)
-    exposed: bool  # others may read along
+    __slots__ = ("listener",)
+    listener: _Served
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -90,19 +96,34 @@ class _HttpServer(web.Server):
     def __init__(self, handler: Any, **options: Any) -> None:
         super().__init__(handler, handler_cancellation=True)
         self._options = options
-        self.listening: list[Listening] = []
+        self.served: list[_Served] = []
 
-    def connection(self, *, exposed: bool) -> web.RequestHandler:
+    def connection(self, listener: _Served) -> web.RequestHandler:
         """A new connection of a listener."""
         made = _Protocol(self, loop=asyncio.get_running_loop(), **self._options)
-        made.exposed = exposed
+        made.listener = listener
         return made
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Called by every connection that ends."""
         super().connection_lost(handler, exc)
-        for each in self.listening:
-            each.left(handler)
+        for each in self.served:
+            each.listening.left(handler)
+
+
+class _Served:
+    """A listener at work, and whether others may read along there."""
+
+    def __init__(self, http: _HttpServer, listener: Listener, limits: Limits) -> None:
+        self.exposed = listener.exposed
+        self.listening = Listening(
+            listener.address, connection=partial(http.connection, self), limits=limits, tls=listener.tls
+        )
+
+    def renew(self, listener: Listener, limits: Limits) -> None:
+        """Go on by what was changed."""
+        self.exposed = listener.exposed
+        self.listening.renew(limits=limits, tls=listener.tls)
 
 
 class ApiServer:
@@ -136,18 +157,35 @@ class ApiServer:
         )
         try:
             for each in self._listeners:
-                connection = partial(http.connection, exposed=each.exposed)
-                listening = Listening(each.host, each.port, connection=connection, limits=self._limits, tls=each.tls)
-                await listening.start()
-                http.listening.append(listening)
+                served = _Served(http, each, self._limits)
+                await served.listening.start()
+                http.served.append(served)
         except OSError:
             await self.close()
             raise
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Host and port of every bound socket, in the order of the listeners."""
-        return [] if self._http is None else [found for each in self._http.listening for found in each.addresses]
+        """Host and port of every bound TCP socket, in the order of the listeners."""
+        return [] if self._http is None else [found for each in self._http.served for found in each.listening.addresses]
+
+    @property
+    def shown(self) -> list[str]:
+        """Every bound socket as people write it."""
+        return [] if self._http is None else [found for each in self._http.served for found in each.listening.shown]
+
+    def renew(self, listeners: Sequence[Listener], *, connections_per_client: int, hosts: Hosts) -> None:
+        """Go on by changed settings of the same listeners, without a pause; open connections keep their TLS.
+
+        ValueError for other addresses than those that it was made with, and if TLS was turned on or off.
+        """
+        if [each.address for each in listeners] != [each.address for each in self._listeners]:
+            raise ValueError("the addresses of a server do not change while it runs")
+        self._listeners = tuple(listeners)
+        self._limits = replace(self._limits, per_client=connections_per_client)
+        self._hosts = hosts
+        for served, listener in zip(() if self._http is None else self._http.served, listeners, strict=False):
+            served.renew(listener, self._limits)
 
     async def close(self, *, grace: float = SHUTDOWN_DEADLINE) -> None:
         """Stop listening, end blocking queries, give the other requests ``grace`` seconds."""
@@ -155,12 +193,12 @@ class ApiServer:
         http, self._http = self._http, None
         if http is None:
             return
-        for each in http.listening:
-            each.close()
+        for each in http.served:
+            each.listening.close()
         http.pre_shutdown()
         await http.shutdown(grace)
-        for each in http.listening:
-            await each.wait_closed()
+        for each in http.served:
+            await each.listening.wait_closed()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The edge: every request ends in an answer here, whatever happens below."""
@@ -184,7 +222,7 @@ class ApiServer:
             return route, _method_reply(request.method, route)
         try:
             self._hosts.check(request.method, request.headers)
-            if route.secret and getattr(request.protocol, "exposed", True):
+            if route.secret and _is_exposed(request):
                 raise refuse_exposed(route.path)
             call = Call(options=parse(query, request.headers), remote=_remote(request), tail=tail)
         except CaserverError as exc:
@@ -258,9 +296,23 @@ def _forget(task: asyncio.Task[Reply]) -> None:
         _log.warning("abandoned_write_failed", error=type(exc).__name__)
 
 
+def _is_exposed(request: web.BaseRequest) -> bool:
+    listener = getattr(request.protocol, "listener", None)
+    return listener is None or bool(listener.exposed)
+
+
 def _remote(request: web.BaseRequest) -> str:
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
+    """Address and port of the client, or the user who speaks through a Unix socket; empty once it is gone."""
+    if request.transport is None:
+        return ""
+    peer = request.transport.get_extra_info("peername")
+    if isinstance(peer, tuple):
+        return f"{peer[0]}:{peer[1]}"
+    connection = request.transport.get_extra_info("socket")
+    try:
+        return "" if connection is None else client_of(connection, peer)
+    except OSError:
+        return ""
 
 
 def _resolve(request: web.BaseRequest, path: str, query: str) -> tuple[Route, str] | Reply:

@@ -23,6 +23,7 @@ _STATUS: dict[type[errors.CaserverError], int] = {
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NoLeader: HTTPStatus.INTERNAL_SERVER_ERROR,  # Consul's, and its clients retry on it
     errors.ProviderRefused: HTTPStatus.BAD_GATEWAY,
+    errors.ReloadFailed: HTTPStatus.INTERNAL_SERVER_ERROR,  # Consul's; the fault is in the files, not in the request
 }
 UNKNOWN_OUTCOME = "outcome unknown, read before repeating"
 INTERNAL_ERROR = "internal error"

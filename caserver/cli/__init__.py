@@ -32,6 +32,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "operator recover import": ("recover", "Begin a new list of nodes with what the old nodes exported"),
     "operator raft list-peers": ("operator", "Display the servers and which of them leads"),
     "operator raft transfer-leader": ("operator", "Let another server lead"),
+    "reload": ("agent", "Have an agent read its configuration and TLS files again"),
     "validate": ("agent", "Check a configuration without starting anything"),
     "version": ("agent", "Print the version"),
 }

@@ -1,4 +1,4 @@
-"""The verbs of one node: ``agent``, ``validate``, ``keygen``, ``version``."""
+"""The verbs of one node: ``agent``, ``validate``, ``reload``, ``keygen``, ``version``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from caserver.cli.flags import Command, Flag, Parsed, Takes
-from caserver.cli.output import complain, say
+from caserver.cli.flags import HTTP_GROUP, Command, Flag, Parsed, Takes, client
+from caserver.cli.output import complain, failed, say
+from caserver.client import ClientError
 from caserver.errors import InvalidConfig
 from caserver.fields import Fault, fault_text, fold
 
@@ -149,7 +150,7 @@ def _agent(parsed: Parsed, environ: Mapping[str, str]) -> int:
     # The daemon logs the configuration's warnings. It brings the Raft engine and the HTTP server with it.
     from caserver import daemon  # noqa: PLC0415
 
-    return daemon.run(config)
+    return daemon.run(config, read=lambda: load(parsed, environ, tuple(parsed.arguments)))
 
 
 def _validate(parsed: Parsed, environ: Mapping[str, str]) -> int:
@@ -179,6 +180,15 @@ def _keygen(_: Parsed, __: Mapping[str, str]) -> int:
     from caserver.internode.keyring import SECRET_BYTES  # noqa: PLC0415
 
     say(base64.b64encode(SystemEntropy().bytes(SECRET_BYTES)).decode())
+    return 0
+
+
+def _reload(parsed: Parsed, environ: Mapping[str, str]) -> int:
+    try:
+        client(parsed, environ).reload()
+    except ClientError as exc:
+        return failed("Error reloading", exc)
+    say("Configuration reload triggered")
     return 0
 
 
@@ -220,6 +230,15 @@ COMMANDS = {
             example="caserver keygen",
             flags=(),
             run=_keygen,
+        ),
+        Command(
+            words="reload",
+            usage="[options]",
+            description="Has a running agent read its configuration and TLS files again, as SIGHUP does. What it cannot "
+            "take over while it runs is named in its log; if anything read has a fault, nothing changes.",
+            example="caserver reload",
+            flags=(HTTP_GROUP,),
+            run=_reload,
         ),
         Command(
             words="version",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import socket
 import ssl
@@ -19,6 +20,8 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from caserver.fields import Secret
+from caserver.unix_socket import PATH_MAX
+from caserver.unix_socket import SCHEME as _UNIX
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -56,7 +59,7 @@ class ConnectionFailed(ClientError):
 class ClientSettings:
     """Where the API is and how to reach it."""
 
-    address: str = DEFAULT_ADDRESS  # host:port, or a URL
+    address: str = DEFAULT_ADDRESS  # host:port, a URL, or unix:// and the path of a socket
     token: Secret | None = None
     https: bool = False  # for an address without a scheme
     ca_file: Path | None = None  # PEM; the system's trust store if neither is given
@@ -94,6 +97,10 @@ class Client:
                 "the token holds characters that no header can carry",
                 "give one line of printable ASCII with -token, -token-file, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE",
             )
+        self._socket: str | None = None
+        if settings.address.startswith(_UNIX):
+            self._over_socket(settings.address.removeprefix(_UNIX))
+            return
         address = settings.address if "://" in settings.address else f"{_scheme(settings)}://{settings.address}"
         try:
             parts = urlsplit(address)
@@ -107,6 +114,13 @@ class Client:
         self._port = port or (443 if self._https else 8500)
         shown_host = f"[{self._host}]" if ":" in self._host else self._host
         self._authority = f"{shown_host}:{self._port}"
+
+    def _over_socket(self, path: str) -> None:
+        # Consul's client, too, takes CONSUL_HTTP_SSL to mean TLS inside the socket.
+        if not path or len(os.fsencode(path)) > PATH_MAX or "\0" in path:
+            raise _invalid(self._settings)
+        self._socket, self._https = path, self._settings.https
+        self._host, self._port, self._authority = "localhost", 0, path
 
     def roots(self, **query: str) -> Answer:
         """Every root certificate of the cluster."""
@@ -140,6 +154,10 @@ class Client:
         """Let another server lead: ``to`` (an id of the Raft configuration), or whichever is furthest."""
         return self.call("PUT", "/v1/operator/raft/transfer-leader", query={"id": to} if to else {})
 
+    def reload(self) -> Answer:
+        """Have the agent read its settings and TLS files again."""
+        return self.call("PUT", "/v1/agent/reload", query={})
+
     def call(self, method: str, path: str, *, query: Mapping[str, str], body: bytes | None = None) -> Answer:
         """One request; ``UnexpectedResponse`` for any status but 200, ``ConnectionFailed`` if none came."""
         target = path + (f"?{urlencode(sorted(query.items()))}" if query else "")
@@ -163,10 +181,9 @@ class Client:
         return Answer(response.headers, answer)
 
     def _connection(self) -> http.client.HTTPConnection:
-        if not self._https:
-            return http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_TIMEOUT)
-        context = _tls_context(self._settings)
-        return _HTTPSConnection(self._host, self._port, context, self._settings.tls_server_name or self._host)
+        context = _tls_context(self._settings) if self._https else None
+        name = self._settings.tls_server_name or self._host
+        return _Connection(self._host, self._port or None, socket_path=self._socket, tls=context, server_name=name)
 
     def _connect(self, connection: http.client.HTTPConnection, method: str, target: str) -> None:
         try:
@@ -175,7 +192,8 @@ class Client:
             remedy = "name the CA that signed the server's certificate with -ca-file or CONSUL_CACERT"
             raise ConnectionFailed(f"{self._shown(method, target)}: {_tls_reason(exc)}", remedy) from exc
         except OSError as exc:
-            dial = f"dial tcp {self._authority}: {_dial_reason(exc)}"
+            network = "tcp" if self._socket is None else "unix"
+            dial = f"dial {network} {self._authority}: {_dial_reason(exc)}"
             raise ConnectionFailed(f"{self._shown(method, target)}: {dial}", _dial_remedy(exc)) from exc
         connection.sock.settimeout(self._settings.read_timeout)
 
@@ -192,24 +210,35 @@ class Client:
 
     def _shown(self, method: str, target: str) -> str:
         scheme = "https" if self._https else "http"
-        return f'{method.capitalize()} "{scheme}://{self._authority}{target}"'
+        # Consul's client shows the path of a socket as the host of a URL.
+        shown = self._authority if self._socket is None else quote(self._socket, safe="")
+        return f'{method.capitalize()} "{scheme}://{shown}{target}"'
 
 
-class _HTTPSConnection(http.client.HTTPConnection):
-    """HTTPS where the name to verify may differ from the host to dial."""
+class _Connection(http.client.HTTPConnection):
+    """A connection over TCP or to a Unix socket, plain or TLS; the name to verify may differ from the host to dial."""
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext, server_name: str) -> None:
+    def __init__(
+        self, host: str, port: int | None, *, socket_path: str | None, tls: ssl.SSLContext | None, server_name: str
+    ) -> None:
         super().__init__(host, port, timeout=CONNECT_TIMEOUT)
-        self._context = context
+        self._socket_path = socket_path
+        self._tls = tls
         self._server_name = server_name
 
     def connect(self) -> None:
-        super().connect()
-        self.sock = self._context.wrap_socket(self.sock, server_hostname=self._server_name)
+        if self._socket_path is None:
+            super().connect()
+        else:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(CONNECT_TIMEOUT)
+            self.sock.connect(self._socket_path)
+        if self._tls is not None:
+            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._server_name)
 
 
 def _invalid(settings: ClientSettings) -> ClientError:
-    remedy = "use host:port, http://host:port or https://host:port"
+    remedy = "use host:port, http://host:port, https://host:port or unix:///path"
     if settings.tls_server_name:
         remedy += "; check -tls-server-name, too"
     return ClientError(f'invalid address "{settings.address}"', remedy)

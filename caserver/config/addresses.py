@@ -6,21 +6,34 @@ import ipaddress
 import re
 
 from caserver.fields import Fields
+from caserver.unix_socket import SCHEME
 
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 def read_address(fields: Fields, key: str, default: str) -> str:
     """The address under ``key``, without the brackets of an IPv6 literal."""
+    found = read_hosts(fields, key)
+    if len(found) > 1 or (found and found[0].startswith(SCHEME)):
+        fields.fault(key, f'"{" ".join(found)}" is not one address', "give one IP address or DNS name, without a port")
+    return found[0] if found else default
+
+
+def read_hosts(fields: Fields, key: str) -> tuple[str, ...]:
+    """The addresses and ``unix://`` paths under ``key``, separated by blanks; IPv6 literals without their brackets."""
     text = fields.text(key)
     if not text:
-        return default
-    host = text.removeprefix("[").removesuffix("]")
+        return ()
     if "{{" in text:
         fields.fault(key, "holds a template, and templates are not evaluated", "write the address itself")
-    elif not is_host(host):
-        fields.fault(key, f'"{text}" is no address', "give one IP address or DNS name, without a port")
-    return host
+        return ()
+    found: list[str] = []
+    for each in text.split():
+        host = each if each.startswith(SCHEME) else each.removeprefix("[").removesuffix("]")
+        if not (each.startswith(SCHEME) or is_host(host)):
+            fields.fault(key, f'"{each}" is no address', "give IP addresses or DNS names, without a port")
+        found.append(host)
+    return tuple(dict.fromkeys(found))
 
 
 def is_host(text: str) -> bool:

@@ -12,9 +12,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from caserver.config import sources
-from caserver.config.addresses import is_loopback, read_address
+from caserver.config.addresses import read_address
 from caserver.config.consul_keys import JOIN_KEYS
-from caserver.config.listeners import HTTPSettings, Limits, Ports, read_http, read_limits, read_ports
+from caserver.config.listeners import (
+    HTTPSettings,
+    Limits,
+    ListenOn,
+    Ports,
+    read_http,
+    read_limits,
+    read_listen_on,
+    read_ports,
+)
 from caserver.config.reading import Reading
 from caserver.config.servers import Peer, check_joins, read_node_name, read_peers, read_secrets
 from caserver.config.sources import Keys
@@ -29,14 +38,23 @@ KEYS = Keys(
         "data_dir",
         "bind_addr",
         "client_addr",
+        "addresses.http",
+        "addresses.https",
+        "unix_sockets.user",
+        "unix_sockets.group",
+        "unix_sockets.mode",
         "cluster_secret",
         "log_level",
         "log_json",
         "ca_file",
+        "ca_path",
         "cert_file",
         "key_file",
         "verify_incoming",
+        "verify_incoming_https",
+        "tls_cipher_suites",
         "tls_min_version",
+        "tls_prefer_server_cipher_suites",
         "connect.enabled",
         "connect.ca_provider",
         "connect.file_dir",
@@ -81,7 +99,7 @@ class AgentConfig:
     dev: bool
     rejoin: bool  # start although this node's data is gone and its peers know it
     bind_addr: str
-    client_addr: str
+    listen: ListenOn
     ports: Ports
     peers: Mapping[str, Peer]  # by name, this node included; empty = a single node
     cluster_secrets: tuple[Secret, ...]  # first seals and issues; empty = a single node that keeps its own
@@ -96,9 +114,9 @@ class AgentConfig:
     warnings: tuple[str, ...] = ()
 
     @property
-    def http_exposed(self) -> bool:
-        """Whether others may read along on the plain listener and the operator did not say that this is meant."""
-        return not (self.http.allow_insecure_http or is_loopback(self.client_addr))
+    def exposed(self) -> tuple[str, ...]:
+        """Where others may read along on the plain listener and the operator did not say that this is meant."""
+        return tuple(str(each) for each in self.listen.http if self.ports.http and self.http.exposes(each))
 
     @classmethod
     def load(
@@ -143,7 +161,7 @@ def _read(reading: Reading, judge_ca: JudgeCA | None, judge_tls: JudgeTLS | None
         dev=reading.dev,
         rejoin=rejoin,
         bind_addr=read_address(top, "bind_addr", peers[node_name].address if node_name in peers else "127.0.0.1"),
-        client_addr=read_address(top, "client_addr", "127.0.0.1"),
+        listen=read_listen_on(reading, top),
         ports=read_ports(reading, top.mapping("ports"), peers.get(node_name), has_tls=tls is not None),
         peers=peers,
         cluster_secrets=read_secrets(reading, top, peers),
@@ -157,10 +175,11 @@ def _read(reading: Reading, judge_ca: JudgeCA | None, judge_tls: JudgeTLS | None
         log_json=top.flag("log_json"),
     )
     reading.done(top)
-    if config.ports.http is not None and config.http_exposed:
+    if config.exposed:
         reading.warnings.append(
-            f"client_addr: {config.client_addr} is not loopback and port {config.ports.http} is plain HTTP, so private "
-            "keys and configuration are not served there; use HTTPS, or set http_config { allow_insecure_http = true }"
+            f"client_addr: {', '.join(config.exposed)} is not loopback and port {config.ports.http} is plain HTTP, so "
+            "private keys and configuration are not served there; use HTTPS, or set "
+            "http_config { allow_insecure_http = true }"
         )
     if reading.ignored:
         reading.warnings.append(f"keys of Consul without a meaning here, ignored: {', '.join(sorted(reading.ignored))}")

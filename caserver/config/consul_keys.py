@@ -1,6 +1,6 @@
 """Keys of Consul's agent configuration that a caserver node accepts without effect, so that a file can be kept.
 
-A key belongs here only if ignoring it harms nobody. What would protect something (``acl``, ``addresses``, the request
+A key belongs here only if ignoring it harms nobody. What would protect something (``acl``, the request
 filters of ``http_config``) is refused instead: silence would leave a door open.
 """
 
@@ -23,10 +23,11 @@ IGNORED: dict[str, frozenset[str]] = {
         raft_snapshot_threshold raft_trailing_logs read_replica reconnect_timeout reconnect_timeout_wan recursors
         rejoin_after_leave retry_interval retry_interval_wan retry_max retry_max_wan rpc segment segments serf_lan
         serf_lan_allowed_cidrs serf_wan serf_wan_allowed_cidrs server server_name service services session_ttl_min
-        skip_leave_on_interrupt syslog_facility telemetry tls_prefer_server_cipher_suites translate_wan_addrs ui ui_config ui_content_path ui_dir unix_sockets
+        skip_leave_on_interrupt syslog_facility telemetry translate_wan_addrs ui ui_config ui_content_path ui_dir
         use_streaming_backend verify_incoming_rpc verify_outgoing verify_server_hostname watches
         """.split()  # noqa: SIM905 - ninety quoted words hide the typing mistake that a plain list shows
     ),
+    "addresses": frozenset({"dns", "grpc", "grpc_tls"}),
     "connect": frozenset({"enable_mesh_gateway_wan_federation", "enable_serverless_plugin"}),
     "ports": frozenset(
         {
@@ -63,7 +64,4 @@ JOIN_KEYS = ("retry_join", "start_join", "retry_join_wan", "start_join_wan", "bo
 # Keys that promise protection which this agent does not give under that name: refused with the way out.
 REFUSED: dict[str, str] = {
     "acl": "access control lists are not part of this version; remove the block and restrict who reaches the listener",
-    "addresses": "use client_addr for the HTTP listeners",
-    "tls_cipher_suites": "TLS 1.2 is spoken with forward secrecy and authenticated encryption alone (ECDHE with AES-GCM or "
-    'ChaCha20) and TLS 1.3 with its own suites; remove it, tls_min_version = "tls13" leaves only the latter',
 }

@@ -1,17 +1,27 @@
-"""What a node listens on: its ports, and who may hold how much of what it serves."""
+"""What a node listens on: addresses and ports, Unix sockets, and who may hold how much of what is served there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import grp
+import os
+import pwd
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from caserver.config.addresses import is_loopback, read_hosts
 from caserver.config.reading import Reading
 from caserver.config.servers import FORWARD_PORT, PORT_MAX, SERVER_PORT, Peer
 from caserver.fields import Fields
+from caserver.unix_socket import PATH_MAX, SCHEME, UnixSocket
 
 HTTP_PORT = 8500
 HTTPS_PORT = 8501
 DISABLED = -1  # as a port number, in the file
+_MODE = re.compile(r"0?[0-7]{3}")
+
+Where = str | UnixSocket  # a host, or a socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +32,19 @@ class Ports:
     https: int | None  # off unless TLS is configured
     server: int
     forward: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListenOn:
+    """Where the HTTP API is served."""
+
+    http: tuple[Where, ...] = ("127.0.0.1",)
+    https: tuple[Where, ...] = ("127.0.0.1",)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses among them."""
+        return tuple(dict.fromkeys(each for each in (*self.http, *self.https) if isinstance(each, str)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +62,67 @@ class HTTPSettings:
 
     allow_insecure_http: bool
     allowed_hosts: tuple[str, ...]
+
+    def exposes(self, where: Where) -> bool:
+        """Whether others may read along on a plain listener there, and the operator did not say that this is meant."""
+        return isinstance(where, str) and not (self.allow_insecure_http or is_loopback(where))
+
+
+def read_listen_on(reading: Reading, top: Fields) -> ListenOn:
+    """``client_addr``, over it ``addresses``; sockets get the owner and mode of ``unix_sockets``."""
+    dress = _sockets(reading, top.mapping("unix_sockets"))
+    default = _places(top, "client_addr", ("127.0.0.1",), dress)
+    fields = reading.section("addresses", top.mapping("addresses"))
+    http, https = _places(fields, "http", default, dress), _places(fields, "https", default, dress)
+    shared = [each for each in http if isinstance(each, UnixSocket) and each in https]
+    if shared and fields.has("https"):
+        fields.fault("https", f"{shared[0]} serves http already", "give each listener its own socket")
+    reading.done(fields)
+    # A client_addr that names a socket cannot serve two protocols there: it is the one of http.
+    return ListenOn(http, tuple(each for each in https if each not in shared))
+
+
+def _places(
+    fields: Fields, key: str, default: tuple[Where, ...], dress: Callable[[Path], UnixSocket]
+) -> tuple[Where, ...]:
+    """The addresses under ``key``, several of them separated by blanks, as Consul takes them."""
+    found: list[Where] = []
+    for each in read_hosts(fields, key):
+        if not each.startswith(SCHEME):
+            found.append(each)
+            continue
+        path = each.removeprefix(SCHEME)
+        if not path or len(os.fsencode(path)) > PATH_MAX:
+            fields.fault(key, f'"{each}" is no path of a socket', f"give one of up to {PATH_MAX} bytes")
+        else:
+            found.append(dress(Path(path)))
+    return tuple(found) or default
+
+
+def _sockets(reading: Reading, given: Mapping[str, object]) -> Callable[[Path], UnixSocket]:
+    """How every Unix socket is made, as Consul's ``unix_sockets`` says."""
+    fields = reading.section("unix_sockets", given)
+    mode = fields.text("mode")
+    if mode and not _MODE.fullmatch(mode):
+        fields.fault("mode", f'"{mode}" is no file mode', 'give three octal digits, such as "0660"')
+        mode = None
+    user = _identity(fields, "user", lambda name: pwd.getpwnam(name).pw_uid)
+    group = _identity(fields, "group", lambda name: grp.getgrnam(name).gr_gid)
+    reading.done(fields)
+    return lambda path: UnixSocket(path, int(mode, 8) if mode else None, user, group)
+
+
+def _identity(fields: Fields, key: str, look_up: Callable[[str], int]) -> int | None:
+    text = fields.text(key)
+    if not text:
+        return None
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return int(text)
+    try:
+        return look_up(text)
+    except KeyError:
+        fields.fault(key, f'"{text}" is no {key} of this machine', "give a name that exists, or a number")
+        return None
 
 
 def read_ports(reading: Reading, given: Mapping[str, object], own: Peer | None, *, has_tls: bool) -> Ports:

@@ -107,7 +107,7 @@ class Channel:
         # Behind the handshake there are only nodes; before it, strangers, for whom there is room apart from that.
         connections = self._per_peer * len(self._peers) + _HANDSHAKES_MAX
         http.listening = Listening(
-            *self._bind,
+            self._bind,
             connection=http,
             limits=Limits(
                 connections,

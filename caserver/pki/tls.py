@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -46,8 +46,13 @@ class ServerFiles(Protocol):
         ...
 
     @property
+    def ca_path(self) -> Path | None:
+        """A directory of further such CAs."""
+        ...
+
+    @property
     def verify_incoming(self) -> bool:
-        """Whether a client must present one."""
+        """Whether a client must present one; otherwise none is asked for."""
         ...
 
     @property
@@ -55,27 +60,66 @@ class ServerFiles(Protocol):
         """``tls12`` or ``tls13``."""
         ...
 
+    @property
+    def cipher_suites(self) -> Sequence[str]:
+        """Those of TLS 1.2 by OpenSSL's names; none = all that are safe."""
+        ...
+
+    @property
+    def prefer_server_ciphers(self) -> bool:
+        """Whether the server's order of suites counts, not the client's."""
+        ...
+
 
 def context_of_files(files: ServerFiles) -> ssl.SSLContext:
     """A context for accepting connections; InvalidConfig with a line for every file that it cannot be made of."""
     faults: list[Fault] = []
     chain, key = _text_of("cert_file", files.cert_file, faults), _text_of("key_file", files.key_file, faults)
-    authorities = None if files.ca_file is None else _text_of("ca_file", files.ca_file, faults)
+    authorities = _authorities(files, faults)
     if not faults:
-        faults += _material_faults(files, chain, key, authorities)
+        faults += _material_faults(files, chain, key)
     if faults:
         raise InvalidConfig(fault_text(faults))
     try:
-        return server_context(
+        context = server_context(
             chain,
             Secret(key),
-            ca_pems=() if authorities is None else (authorities,),
+            ca_pems=authorities if files.verify_incoming else (),
             require_client=files.verify_incoming,
             minimum=_SPELLED[files.min_version],
         )
+        if files.cipher_suites:
+            context.set_ciphers(":".join(files.cipher_suites))
     except (ssl.SSLError, ValueError) as exc:
         reason = getattr(exc, "reason", None) or exc
         raise InvalidConfig(f"cert_file: {files.cert_file} and {files.key_file} cannot be used: {reason}") from exc
+    if not files.prefer_server_ciphers:
+        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    return context
+
+
+def _authorities(files: ServerFiles, faults: list[Fault]) -> list[str]:
+    """The CAs for client certificates, one PEM text a file, each with a certificate in it."""
+    found = [] if files.ca_file is None else [("ca_file", files.ca_file)]
+    if files.ca_path is not None:
+        try:
+            found += [("ca_path", each) for each in sorted(files.ca_path.iterdir()) if each.is_file()]
+        except OSError as exc:
+            problem = f"{files.ca_path} cannot be listed ({exc.strerror})"
+            faults.append(Fault("ca_path", problem, "check the path and its permissions"))
+    texts = []
+    for name, path in found:
+        count = len(faults)
+        text = _text_of(name, path, faults)
+        if len(faults) == count and _first_public_key(text) is None:
+            faults.append(
+                Fault(name, f"no certificate can be read from {path}", "give CA certificates in PEM, and nothing else")
+            )
+        texts.append(text)
+    if files.verify_incoming and not texts and not faults:
+        name = "ca_path" if files.ca_path is not None else "ca_file"
+        faults.append(Fault(name, "holds no CA, and verify_incoming needs one", "give CA certificates in PEM"))
+    return texts
 
 
 def _text_of(name: str, path: Path, faults: list[Fault]) -> str:
@@ -88,7 +132,7 @@ def _text_of(name: str, path: Path, faults: list[Fault]) -> str:
     return ""
 
 
-def _material_faults(files: ServerFiles, chain: str, key: str, authorities: str | None) -> list[Fault]:
+def _material_faults(files: ServerFiles, chain: str, key: str) -> list[Fault]:
     faults = []
     certified = _first_public_key(chain)
     if certified is None:
@@ -109,9 +153,6 @@ def _material_faults(files: ServerFiles, chain: str, key: str, authorities: str 
             faults.append(
                 Fault("key_file", problem, "give two that belong together, the server's own certificate first")
             )
-    if authorities is not None and _first_public_key(authorities) is None:
-        problem = f"no certificate can be read from {files.ca_file}"
-        faults.append(Fault("ca_file", problem, "give CA certificates in PEM"))
     return faults
 
 
@@ -135,17 +176,17 @@ def server_context(
     """A context for accepting connections.
 
     ``cert_chain_pem`` begins with the server's own certificate. With ``require_client`` a peer must present a certificate
-    that leads to one of ``ca_pems``; otherwise one that it presents is verified only if ``ca_pems`` is not empty. Names
-    are not compared: ask ``peer_uri`` who is there. ``ssl.SSLError`` or ValueError if the material does not fit together.
+    that leads to one of ``ca_pems``; otherwise it is not asked for one. Names are not compared: ask ``peer_uri`` who is
+    there. ``ssl.SSLError`` or ValueError if the material does not fit together.
     """
     authorities = tuple(ca_pems)
     context = _floor(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), minimum)
     _load_identity(context, cert_chain_pem, key_pem)
     if require_client and not authorities:
         raise ValueError("a server that requires client certificates needs CA certificates to verify them")
-    if authorities:
+    if require_client:
         context.load_verify_locations(cadata="\n".join(authorities))
-        context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 

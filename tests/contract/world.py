@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,8 +16,9 @@ from caserver.api.server import ApiServer, Listener, NodeView, Readiness
 from caserver.authority.authority import Authority
 from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
+from caserver.config.agent_config import AgentConfig
 from caserver.environment import InlineWorkers
-from caserver.errors import CaserverError
+from caserver.errors import CaserverError, ReloadFailed
 from caserver.forwarding.leader import Leader
 from caserver.internode.keyring import Keyring
 from caserver.leaf_cache import LeafCache
@@ -64,6 +66,19 @@ class LocalHop:
 
 
 @dataclass
+class Reloads:
+    """Counts what it is asked for, and fails if it is told to."""
+
+    count: int = 0
+    fault: ReloadFailed | None = None
+
+    async def reload(self) -> None:
+        self.count += 1
+        if self.fault is not None:
+            raise self.fault
+
+
+@dataclass
 class World:
     """What a test can reach."""
 
@@ -73,6 +88,7 @@ class World:
     node: NodeView
     hop: LocalHop
     rafts: dict[str, FakeRaft]
+    reloads: Reloads
 
     async def fetch(
         self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"", *, advance: float = 0.0
@@ -149,6 +165,7 @@ async def running(
         blocked=lambda: 0,
     )
     tasks.append(asyncio.ensure_future(telemetry.run()))
+    reloads, settings = Reloads(), _settings(node, dev=dev, enabled=enabled)
     view = NodeView(
         log=log,
         leader=leading,
@@ -159,6 +176,8 @@ async def running(
         node_name=node,
         peers=PEERS if not dev else {node: PEERS[node]},
         connect_enabled=enabled,
+        settings=lambda: settings,
+        reload=reloads.reload,
         ready=lambda: Readiness(ready=True),
         raft=rafts[node],
         telemetry=telemetry,
@@ -168,7 +187,7 @@ async def running(
     server = ApiServer(view, [Listener("127.0.0.1", 0)])
     await server.start()
     await _initialized(log, clock, enabled=enabled)
-    world = World(log, clock, server, view, hop, rafts)
+    world = World(log, clock, server, view, hop, rafts, reloads)
     try:
         yield world
     finally:
@@ -176,6 +195,18 @@ async def running(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await world.server.close()
+
+
+def _settings(node: str, *, dev: bool, enabled: bool) -> AgentConfig:
+    """What the node would have read from its files."""
+    flags: dict[str, object] = {"dev": dev, "node_name": node, "connect.enabled": enabled}
+    if not dev:
+        peers = {
+            name: {"address": host, "server_port": port, "forward_port": port + 3}
+            for name, (host, port) in PEERS.items()
+        }
+        flags |= {"data_dir": "c6/d1", "peer": peers, "cluster_secret": base64.b64encode(bytes(range(32))).decode()}
+    return AgentConfig.load([], flags=flags, environ={}, hostname=node)
 
 
 async def _initialized(log: FakeLog, clock: ManualClock, *, enabled: bool) -> None:

@@ -103,8 +103,10 @@ async def test_secrets_are_refused_where_others_may_read_along(method: str, path
     assert served.status != 403
 
 
-def test_the_routes_with_secrets_are_known() -> None:
-    assert {route.path for route in ROUTES if route.secret} == {
+def test_the_routes_with_secrets_and_changes_are_known() -> None:
+    changing = {route.path for route in ROUTES if set(route.handlers) - {"GET"}}
+
+    assert {route.path for route in ROUTES if route.secret} == changing | {
         "/v1/connect/ca/configuration",
         "/v1/connect/ca/sign",
         "/v1/agent/connect/ca/leaf/",

@@ -188,6 +188,8 @@ def view(log: SetLog, *, index: int = 5) -> NodeView:
         node_name="n1",
         peers={},
         connect_enabled=True,
+        settings=None,  # type: ignore[arg-type]
+        reload=None,  # type: ignore[arg-type]
         ready=lambda: Readiness(ready=True),
         raft=None,  # type: ignore[arg-type]
         telemetry=None,  # type: ignore[arg-type]

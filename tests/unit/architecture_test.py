@@ -24,7 +24,7 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 # Top to bottom; a package stands for itself ("" is its __init__). Imports go downwards, or stay within one package.
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output", "recover"}},
-    {"": {"daemon", "own_secret", "supervision"}},
+    {"": {"daemon", "listeners", "own_secret", "reloading", "supervision"}},
     {
         "api": {
             "",
@@ -127,7 +127,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         },
     },
     {"telemetry": {"", "logs", "metrics"}},
-    {"": {"", "descriptors", "environment", "errors", "fields", "gojson", "listening"}},
+    {"": {"", "descriptors", "environment", "errors", "fields", "gojson", "listening", "unix_socket"}},
 )
 
 # (importing package or module, imported module): why this one may look up or sideways.

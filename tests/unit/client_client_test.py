@@ -137,6 +137,33 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
         Client(ClientSettings(address=address))
 
 
+@pytest.mark.parametrize("address", ["unix://", f"unix:///{'x' * 107}"])
+def test_a_path_that_no_socket_can_have_is_refused(address: str) -> None:
+    with pytest.raises(ClientError, match="invalid address") as caught:
+        Client(ClientSettings(address=address))
+
+    assert "unix:///path" in caught.value.remedy
+
+
+def test_a_socket_is_spoken_to_in_the_clear_or_through_tls(tmp_path: Path) -> None:
+    ca, context = _authority(tmp_path)
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        inside = ClientSettings(address=f"unix://{path}", https=True, ca_file=ca, tls_server_name="ca.example")
+        with _answering(listener, context):
+            assert Client(inside).roots().json() == {}
+
+
+def test_a_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with pytest.raises(ConnectionFailed) as caught:
+        Client(ClientSettings(address=f"unix://{path}")).roots()
+
+    assert f"dial unix {path}: connect: no such file or directory" in str(caught.value)
+
+
 def test_https_to_a_plain_server_says_so(server: Scripted) -> None:
     with pytest.raises(ConnectionFailed, match="tls: ") as caught:
         Client(ClientSettings(address=server.address, https=True)).roots()
@@ -203,10 +230,11 @@ def _answering(listener: socket.socket, context: ssl.SSLContext) -> Iterator[int
     stopping = threading.Event()
     thread = threading.Thread(target=serve)
     thread.start()
-    port = listener.getsockname()[1]
+    where = listener.getsockname()
     try:
-        yield port
+        yield 0 if isinstance(where, str) else where[1]
     finally:
         stopping.set()
-        socket.create_connection(("127.0.0.1", port)).close()
+        with socket.socket(listener.family) as last:
+            last.connect(where)
         thread.join()

@@ -11,7 +11,6 @@ from caserver.config.agent_config import KEYS, AgentConfig, ConnectSettings
 from caserver.config.consul_keys import IGNORED
 from caserver.config.listeners import Limits, Ports
 from caserver.config.servers import Peer
-from caserver.config.tls_settings import TLSFiles
 from caserver.errors import InvalidConfig
 from caserver.fields import Secret
 from caserver.state.configuration import parse_bootstrap
@@ -54,7 +53,7 @@ def test_defaults(tmp_path: Path) -> None:
 
     assert config.node_name == "host"
     assert config.datacenter == "dc1"
-    assert (config.bind_addr, config.client_addr) == ("127.0.0.1", "127.0.0.1")
+    assert (config.bind_addr, config.listen.http) == ("127.0.0.1", ("127.0.0.1",))
     assert config.ports == Ports(http=8500, https=None, server=8300, forward=8303)
     assert config.raft_multiplier == 3
     assert config.rpc_hold_timeout == 7.0
@@ -201,7 +200,7 @@ def test_every_fault_is_reported_at_once_with_its_place(tmp_path: Path) -> None:
         '1.hcl:2: ports.http: "x" is not a number; give a number',
         "1.hcl:4: performance.raft_multiplier: 11 is too large; use at most 10",
         'CASERVER_DATACENTER: datacenter: "a b" is no datacenter name; use letters, digits, hyphens, underscores',
-        'flag: client_addr: "10.0.0.1:80" is no address; give one IP address or DNS name, without a port',
+        'flag: client_addr: "10.0.0.1:80" is no address; give IP addresses or DNS names, without a port',
         'data_dir: missing; name a directory of this node alone, data_dir = "/var/lib/caserver"',
     }
 
@@ -245,7 +244,7 @@ def test_a_file_that_cannot_be_read_does_not_make_its_keys_missing(tmp_path: Pat
         ({"cert_file": "/nope"}, "key_file: missing; HTTPS needs cert_file and key_file"),
         (
             {"verify_incoming": True},
-            "0.json: verify_incoming: needs cert_file, key_file and ca_file; set them, or leave it out",
+            "0.json: verify_incoming: needs cert_file, key_file and ca_file or ca_path; set them, or leave it out",
         ),
         (
             {"data_dir": __file__},
@@ -257,7 +256,7 @@ def test_a_file_that_cannot_be_read_does_not_make_its_keys_missing(tmp_path: Pat
         ),
         (
             {"client_addr": "10.0.0"},
-            '0.json: client_addr: "10.0.0" is no address; give one IP address or DNS name, without a port',
+            '0.json: client_addr: "10.0.0" is no address; give IP addresses or DNS names, without a port',
         ),
         (
             {"node_name": "a b"},
@@ -328,7 +327,7 @@ def test_a_node_that_is_not_among_the_peers_is_refused(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("key", ["acl", "addresses"])
+@pytest.mark.parametrize("key", ["acl"])
 def test_what_would_protect_something_is_refused_not_ignored(tmp_path: Path, key: str) -> None:
     found = faults({**SINGLE, key: {"enabled": True}}, at=tmp_path)
 
@@ -443,61 +442,6 @@ def test_both_spellings_seed_the_same_ca(tmp_path: Path, spelling: str, text: st
     assert (seeded.effective.leaf_ttl, seeded.effective.private_key_bits) == (24 * 3600, 2048), spelling
 
 
-def test_tls_files_turn_https_on(tmp_path: Path) -> None:
-    for name in ("c.pem", "k.pem"):
-        (tmp_path / name).touch()
-    files = {"cert_file": str(tmp_path / "c.pem"), "key_file": str(tmp_path / "k.pem")}
-
-    config = load({**SINGLE, **files}, at=tmp_path)
-
-    assert config.tls is not None
-    assert config.tls.cert_file == tmp_path / "c.pem"
-    assert config.tls.min_version == "tls12"
-    assert config.ports.https == 8501
-
-
-def test_the_floor_of_tls_is_set_in_consuls_spelling(tmp_path: Path) -> None:
-    for name in ("c.pem", "k.pem"):
-        (tmp_path / name).touch()
-    files = {"cert_file": str(tmp_path / "c.pem"), "key_file": str(tmp_path / "k.pem")}
-
-    config = load({**SINGLE, **files, "tls_min_version": "tls13"}, at=tmp_path)
-
-    assert config.tls is not None
-    assert config.tls.min_version == "tls13"
-    assert not [line for line in config.warnings if "tls_min_version" in line]
-
-
-@pytest.mark.parametrize(
-    ("given", "fault"),
-    [
-        ({"tls_min_version": "tls10"}, "tls_min_version: tls10 is not offered: it is broken; use tls12 or tls13"),
-        ({"tls_min_version": "tls11"}, "tls_min_version: tls11 is not offered: it is broken; use tls12 or tls13"),
-        ({"tls_min_version": "1.2"}, 'tls_min_version: "1.2" is no version of TLS; use tls12 or tls13'),
-        ({"tls_cipher_suites": "TLS_RSA_WITH_AES_128_CBC_SHA"}, "tls_cipher_suites: not supported; TLS 1.2 is spoken"),
-    ],
-)
-def test_a_hardening_of_tls_that_would_not_happen_is_refused(
-    tmp_path: Path, given: Mapping[str, object], fault: str
-) -> None:
-    found = faults({**SINGLE, **given}, at=tmp_path)
-
-    assert len(found) == 1
-    assert found[0].startswith(f"0.json: {fault}")
-
-
-def test_files_that_no_listener_can_serve_with_are_faults(tmp_path: Path) -> None:
-    def judge(files: TLSFiles) -> None:
-        raise InvalidConfig(f"key_file: {files.key_file} is wrong; mend it\nca_file: too")
-
-    path = tmp_path / "n.json"
-    path.write_text(json.dumps({**SINGLE, "cert_file": str(path), "key_file": str(path)}))
-    with pytest.raises(InvalidConfig) as caught:
-        AgentConfig.load([str(path)], flags={}, environ={}, hostname="h", judge_tls=judge)
-
-    assert caught.value.detail == f"{path}: key_file: {path} is wrong; mend it\nca_file: too"
-
-
 @pytest.mark.parametrize("key", KEYS.scalars)
 def test_every_known_key_is_read(tmp_path: Path, key: str) -> None:
     table, _, name = key.rpartition(".")
@@ -538,23 +482,3 @@ def test_the_examples_of_three_nodes_agree() -> None:
     assert len({config.node_name for config in configs}) == 3
     assert all(config.peers == configs[0].peers for config in configs)
     assert {config.node_name for config in configs} == set(configs[0].peers)
-
-
-@pytest.mark.parametrize(
-    ("address", "http_config", "exposed"),
-    [
-        ("127.0.0.1", {}, False),
-        ("localhost", {}, False),
-        ("::1", {}, False),
-        ("0.0.0.0", {}, True),  # noqa: S104 - what the test is about
-        ("10.0.0.1", {"allowed_hosts": ["ca.example.com"]}, True),
-        ("10.0.0.1", {"allow_insecure_http": True}, False),
-    ],
-)
-def test_plain_http_beyond_the_machine_is_exposed_unless_it_is_meant(
-    address: str, http_config: dict[str, object], exposed: bool, tmp_path: Path
-) -> None:
-    config = load({**CLUSTER, "client_addr": address, "http_config": http_config}, at=tmp_path)
-
-    assert config.http_exposed is exposed
-    assert any("plain HTTP" in warning for warning in config.warnings) is exposed

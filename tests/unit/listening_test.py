@@ -4,6 +4,8 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import structlog.testing
@@ -11,6 +13,7 @@ import structlog.testing
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import Keyring
 from caserver.listening import Limits, Listening
+from caserver.unix_socket import UnixSocket
 from tests.testkit.descriptors import no_more_descriptors
 
 KEYRING = Keyring([b"k" * 32])
@@ -43,7 +46,7 @@ async def listening(limits: Limits, *, tls: bool = False) -> AsyncIterator[Liste
         return served[-1]
 
     context = NodeIdentity(KEYRING, "n1", NODES).server_context() if tls else None
-    made = Listening("127.0.0.1", 0, connection=connection, limits=limits, tls=context)
+    made = Listening(("127.0.0.1", 0), connection=connection, limits=limits, tls=context)
     await made.start()
     try:
         yield made
@@ -154,7 +157,7 @@ async def test_an_address_in_use_is_an_error_and_leaves_nothing_open() -> None:
     limits = Limits(connections=1, per_client=1)
     async with listening(limits) as server:
         host, port = server.addresses[0]
-        other = Listening(host, port, connection=lambda: Greeting(server.left), limits=limits, tls=None)
+        other = Listening((host, port), connection=lambda: Greeting(server.left), limits=limits, tls=None)
         with pytest.raises(OSError, match=f"cannot listen on {host}:{port}: address already in use"):
             await other.start()
 
@@ -164,3 +167,76 @@ async def test_an_address_in_use_is_an_error_and_leaves_nothing_open() -> None:
 async def test_a_listener_that_is_closed_at_once_leaves_nothing_open() -> None:
     async with listening(Limits(connections=1, per_client=1)) as server:
         assert len(server.addresses) == 1
+
+
+# -- Unix sockets, and what changes while it listens
+
+
+@asynccontextmanager
+async def listening_at(path: Path, limits: Limits) -> AsyncIterator[Listening]:
+    def connection() -> Greeting:
+        return Greeting(made.left)
+
+    made = Listening(UnixSocket(path, mode=0o600), connection=connection, limits=limits, tls=None)
+    await made.start()
+    try:
+        yield made
+    finally:
+        made.close()
+        await made.wait_closed()
+
+
+async def heard(path: Path) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        return await asyncio.wait_for(reader.read(100), 10)
+    finally:
+        writer.transport.abort()
+
+
+async def test_a_unix_socket_is_served_and_gone_with_its_listener(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    async with listening_at(path, Limits(connections=9, per_client=9)) as server:
+        greeting, shown = await heard(path), server.shown
+        await until(lambda: server.count == 0)
+
+    assert greeting == b"hello"
+    assert (shown, server.shown, server.addresses) == ([f"unix://{path}"], [], [])
+    assert not path.exists()
+
+
+async def test_the_limit_of_one_client_holds_for_each_user_of_a_socket(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    async with listening_at(path, Limits(connections=9, per_client=1, refusal=b"full")) as server:
+        reader, writer = await asyncio.open_unix_connection(path)
+        await reader.read(100)
+        refused = await heard(path)
+        writer.transport.abort()
+        await until(lambda: server.count == 0)
+
+        assert (refused, await heard(path)) == (b"full", b"hello")
+        await until(lambda: server.count == 0)
+
+
+async def test_a_path_that_cannot_be_bound_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "s"
+
+    with pytest.raises(OSError, match=f"cannot listen on unix://{path}: no such file or directory"):
+        async with listening_at(path, Limits(connections=1, per_client=1)):
+            pass
+
+
+async def test_new_connections_go_by_renewed_limits_and_open_ones_stay() -> None:
+    limits = Limits(connections=9, per_client=9, refusal=b"full")
+    async with listening(limits) as server, connected(server) as (reader, _):
+        server.renew(limits=replace(limits, per_client=1), tls=None)
+
+        assert await said(server) == b"full"
+        assert await reader.read(100) == b"hello"
+
+
+async def test_tls_is_not_turned_on_while_it_listens() -> None:
+    limits = Limits(connections=9, per_client=9)
+    async with listening(limits) as server:
+        with pytest.raises(ValueError, match="cannot change between plain and TLS"):
+            server.renew(limits=limits, tls=NodeIdentity(KEYRING, "n1", NODES).server_context())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,6 +135,9 @@ class Files:
     ca_file: Path | None = None
     verify_incoming: bool = False
     min_version: str = "tls12"
+    ca_path: Path | None = None
+    cipher_suites: Sequence[str] = ()
+    prefer_server_ciphers: bool = False
 
 
 @pytest.fixture
@@ -183,6 +187,55 @@ def test_files_that_cannot_serve_are_named(
     assert caught.value.detail.startswith(fault.format(path=path))
     assert "\n" not in caught.value.detail
     assert "PRIVATE KEY" not in caught.value.detail
+
+
+def test_a_client_is_asked_for_a_certificate_only_where_one_is_required(files: Files, tmp_path: Path) -> None:
+    files.ca_file = tmp_path / "ca.pem"
+
+    assert context_of_files(files).verify_mode == ssl.CERT_NONE
+
+
+def test_a_directory_of_authorities_counts_whole(files: Files, tmp_path: Path) -> None:
+    files.ca_path, files.verify_incoming = tmp_path / "cas", True
+    files.ca_path.mkdir()
+    for name, pem in (("one.pem", OTHER_ROOT), ("two.pem", ROOT)):
+        (files.ca_path / name).write_text(pem)
+
+    theirs, _ = connected(context_of_files(files), client_context(LEAF, KEY, ca_pems=[ROOT]))
+
+    assert peer_uri(theirs) == WEB
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(None, "ca_path: holds no CA, and verify_incoming needs one"), ("host\n", "ca_path: no certificate can be read")],
+)
+def test_a_directory_without_authorities_is_a_fault(
+    files: Files, tmp_path: Path, content: str | None, fault: str
+) -> None:
+    files.ca_path, files.verify_incoming = tmp_path / "cas", True
+    files.ca_path.mkdir()
+    if content is not None:
+        (files.ca_path / "x.pem").write_text(content)
+
+    with pytest.raises(InvalidConfig) as caught:
+        context_of_files(files)
+
+    assert caught.value.detail.startswith(fault)
+
+
+def test_suites_and_whose_order_counts_are_as_the_files_say(files: Files) -> None:
+    files.cipher_suites = ("ECDHE-ECDSA-AES256-GCM-SHA384",)
+    narrow = context_of_files(files)
+    files.prefer_server_ciphers = True
+    ours_first = context_of_files(files)
+    client = client_context(None, None, ca_pems=[ROOT], minimum=TLS12)
+    client.maximum_version = TLS12
+    _, end = connected(narrow, client)
+
+    assert str(end.cipher()).startswith("('ECDHE-ECDSA-AES256-GCM-SHA384'")
+    assert not narrow.options & ssl.OP_CIPHER_SERVER_PREFERENCE
+    assert ours_first.options & ssl.OP_CIPHER_SERVER_PREFERENCE
 
 
 def test_nothing_below_tls_12_can_be_asked_for():
