@@ -33,7 +33,7 @@ from caserver.descriptors import Shares, raise_limit
 from caserver.environment import Clock, Entropy, SystemClock, SystemEntropy, ThreadWorkers
 from caserver.errors import CaserverError, Corrupt, ReloadFailed
 from caserver.forwarding.channel import Channel
-from caserver.forwarding.leader import Leader
+from caserver.forwarding.leader import Leader, Patience
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import SECRET_BYTES, Keyring, decode_secret
 from caserver.leaf_cache import LeafCache
@@ -221,7 +221,7 @@ class _Agent:
             hop=channel,
             clock=self._clock,
             entropy=self._entropy,
-            hold_timeout=config.rpc_hold_timeout,
+            patience=Patience(config.rpc_hold_timeout),
         )
         leaf_cache = LeafCache(
             raft,

@@ -69,7 +69,7 @@ def main() -> int:
     with stage(arguments) as scene:
         outcome = torture(scene, chosen, minutes=arguments.minutes, faults_max=arguments.faults)
         judge(scene, outcome)
-        report(scene, outcome, seed=arguments.seed)
+        report(scene, outcome, seed=arguments.seed, delay=arguments.late)
         if outcome.broken and arguments.keep_logs:
             Path(arguments.keep_logs).write_text("\n".join(f"---- {node.name}\n{node.log}" for node in scene.cluster))
     return 1 if outcome.broken else 0
@@ -87,6 +87,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--multiplier", type=int, default=1, help="raft_multiplier of the nodes (default 1)")
     parser.add_argument(
         "--pause", type=float, default=0.1, help="mean seconds between calls of one client (default 0.1)"
+    )
+    parser.add_argument(
+        "--late", type=float, default=0.0, help="seconds that this machine may delay an answer on its way (default 0)"
     )
     parser.add_argument("--keep-logs", default="", help="write the nodes' logs to this file if something broke")
     return parser.parse_args()
@@ -245,7 +248,7 @@ def lateness(received: Received) -> float:
     return received.received - (leaf_of(received).not_valid_before_utc.timestamp() + BACKDATED)
 
 
-def report(scene: Scene, outcome: Outcome, *, seed: int) -> None:
+def report(scene: Scene, outcome: Outcome, *, seed: int, delay: float) -> None:
     """The table."""
     records = scene.load.records
     acknowledged = Counter(each.kind for each in records.history if each.returned != float("inf"))
@@ -254,7 +257,7 @@ def report(scene: Scene, outcome: Outcome, *, seed: int) -> None:
     if repeated := [serial for serial, count in serials.items() if count > 1]:
         outcome.broken.append(f"{len(repeated)} serials were given twice")
     late = sorted((lateness(each) for each in records.received), reverse=True)
-    beyond = [each for each in records.received if lateness(each) > DROP_AFTER + ROUNDING]
+    beyond = [each for each in records.received if lateness(each) > DROP_AFTER + ROUNDING + delay]
     if inexcusable := [each for each in beyond if not each.relayed_in_trouble]:
         outcome.broken.append(f"{len(inexcusable)} certificates came later than {DROP_AFTER:g} s after their proposal")
     default = check([*records.history, *records.default_reads], initial=f"{FIRST_TTL}s")

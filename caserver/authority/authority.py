@@ -33,6 +33,7 @@ from caserver.errors import (
     NotLeader,
 )
 from caserver.internode.keyring import Keyring
+from caserver.pki.chain import HOPS_MAX
 from caserver.pki.spiffe import cluster_id_from, cluster_id_of_root
 from caserver.raft.ports import Leadership, NotCommitted, OutcomeUnknown
 from caserver.requests import (
@@ -77,8 +78,12 @@ class Authority:
         workers: Workers,
         datacenter: str,
         bootstrap: CAConfiguration | None,
+        hops_max: int = HOPS_MAX,
     ) -> None:
-        """``bootstrap`` seeds the first configuration of the cluster; None = Connect is disabled on this node."""
+        """``bootstrap`` seeds the first configuration of the cluster; None = Connect is disabled on this node.
+
+        ``hops_max`` is how many cross-signed certificates new leaves carry at most.
+        """
         self._log = log
         self._keyring = keyring
         self._clock = clock
@@ -88,7 +93,13 @@ class Authority:
         self._issuance = Issuance(log, custody=self._custody, clock=clock, entropy=entropy, datacenter=datacenter)
         self._guard = ClockGuard(log, clock)
         self._rotation = Rotation(
-            log, custody=self._custody, guard=self._guard, clock=clock, entropy=entropy, workers=workers
+            log,
+            custody=self._custody,
+            guard=self._guard,
+            clock=clock,
+            entropy=entropy,
+            workers=workers,
+            hops_max=hops_max,
         )
         self._maintenance = Maintenance(
             log,

@@ -65,9 +65,19 @@ class Rotation:
     """Initializes the CA and changes its configuration, on the leader."""
 
     def __init__(
-        self, log: Log, *, custody: Custody, guard: ClockGuard, clock: Clock, entropy: Entropy, workers: Workers
+        self,
+        log: Log,
+        *,
+        custody: Custody,
+        guard: ClockGuard,
+        clock: Clock,
+        entropy: Entropy,
+        workers: Workers,
+        hops_max: int = HOPS_MAX,
     ) -> None:
+        """``hops_max`` is how many cross-signed certificates new leaves carry at most."""
         self._log = log
+        self._hops_max = hops_max
         self._guard = guard
         self._custody = custody
         self._clock = clock
@@ -235,7 +245,7 @@ class Rotation:
             raise InvalidConfig("\n".join(("the change was refused, leaves would not verify after it:", *failures)))
         for failure in failures:
             _log.warning("a failing proof was overridden", failure=failure)
-        left_behind = _left_behind(state, beyond)
+        left_behind = _left_behind(state, beyond, hops_max=self._hops_max)
         for warning in left_behind:
             _log.warning(warning)
         command = ActivateRoot(
@@ -280,7 +290,7 @@ class Rotation:
                 now=now,
             )
 
-        (hops, beyond), (line, beyond_line) = _chains(state, prepared.root_pem, crossed, now)
+        (hops, beyond), (line, beyond_line) = _chains(state, prepared.root_pem, crossed, now, hops_max=self._hops_max)
         failures = await failures_with(hops, beyond)
         if failures and line != hops and not await failures_with(line, beyond_line):
             hops = await _without_needless(line, lambda fewer: failures_with(fewer, beyond_line))
@@ -410,7 +420,9 @@ def _check_index(state: CAState, cas: int | None, modify_index: int) -> None:
             )
 
 
-def _chains(state: CAState, root_pem: str, crossed: str | None, now: datetime) -> tuple[_Chain, _Chain]:
+def _chains(
+    state: CAState, root_pem: str, crossed: str | None, now: datetime, *, hops_max: int
+) -> tuple[_Chain, _Chain]:
     """Two chains to choose from: the shortest paths side by side, and one line past every root.
 
     After rotating back and forth one authority has several cross-signed certificates. OpenSSL takes the first that fits
@@ -419,7 +431,9 @@ def _chains(state: CAState, root_pem: str, crossed: str | None, now: datetime) -
     """
     roots = _newest_first(state)
     alive = unexpired((root.pem for root in roots), now)
-    shortest = intermediates_for(root_pem, crossed, tuple((root.pem, root.intermediates) for root in roots), now)
+    shortest = intermediates_for(
+        root_pem, crossed, tuple((root.pem, root.intermediates) for root in roots), now, at_most=hops_max
+    )
     known = dict.fromkeys(pem for root in roots for pem in root.intermediates)
     if crossed is not None:
         known[crossed] = None
@@ -430,17 +444,17 @@ def _chains(state: CAState, root_pem: str, crossed: str | None, now: datetime) -
     active = state.active_root
     if active is None or crossed is None:
         return chain(shortest), chain(shortest)
-    line = tuple(dict.fromkeys((crossed, *unexpired(active.intermediates, now))))[:HOPS_MAX]
+    line = tuple(dict.fromkeys((crossed, *unexpired(active.intermediates, now))))[:hops_max]
     return chain(shortest), chain(line)
 
 
-def _left_behind(state: CAState, beyond: tuple[str, ...]) -> tuple[str, ...]:
+def _left_behind(state: CAState, beyond: tuple[str, ...], *, hops_max: int) -> tuple[str, ...]:
     """What to say of roots to which leaves cannot carry the way any more."""
     ids = ", ".join(root.id for root in state.roots if root.pem in beyond)
     if not ids:
         return ()
     warning = (
-        f"new leaves carry at most {HOPS_MAX} cross-signed certificates, which do not reach these roots any more: {ids}; "
+        f"new leaves carry at most {hops_max} cross-signed certificates, which do not reach these roots any more: {ids}; "
         "who trusts none but those refuses new leaves until it has fetched the roots again"
     )
     return (warning,)

@@ -24,7 +24,7 @@ from caserver.listening import Limits, Listening
 from caserver.requests import Answer, Caller, Request, decode_request, encode_answer
 
 PATH = "/internal"
-FRAME_MAX = 4 * 1024 * 1024  # bytes; a list of CSRs within the public limit grows by JSON's escapes
+_FRAME_MAX = 4 * 1024 * 1024  # bytes; a list of CSRs within the public limit grows by JSON's escapes
 _CONNECTIONS_MAX = 256  # from each peer, and as many to it
 _CONNECT_DEADLINE = 3.0  # seconds, handshake included
 _HANDSHAKES_MAX = 32  # under way at the listener
@@ -85,7 +85,10 @@ class Channel:
         bind: tuple[str, int],
         serve: Serve,
         connections_per_peer: int = _CONNECTIONS_MAX,
+        frame_max: int = _FRAME_MAX,
     ) -> None:
+        """``frame_max`` bounds, in bytes, what either end takes from the other."""
+        self._frame_max = frame_max
         self._per_peer = connections_per_peer
         self._identity = identity
         self._node = node
@@ -151,7 +154,7 @@ class Channel:
         timeout = aiohttp.ClientTimeout(total=deadline, sock_connect=_CONNECT_DEADLINE)
         try:
             async with self._session(node).post(url, data=frame, timeout=timeout, allow_redirects=False) as response:
-                return await _answer_frame(response, node)
+                return await self._answer_frame(response, node)
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError, _WrongPeer) as exc:
             raise NotLeader(f"{node} cannot be reached") from exc
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
@@ -185,7 +188,7 @@ class Channel:
     async def _perform(self, peer: str, request: web.BaseRequest) -> Answer | CaserverError:
         try:
             async with asyncio.timeout(_FRAME_DEADLINE):
-                frame = await _read_frame(request)
+                frame = await self._read_frame(request)
             caller, wanted = decode_request(frame)
             return await self._serve(replace(caller, source=f"{peer} {caller.source.rpartition(' ')[2]}"), wanted)
         except TimeoutError:
@@ -196,22 +199,20 @@ class Channel:
             _log.exception("hop_failed", peer=peer)
             return CaserverError("internal error")
 
+    async def _read_frame(self, request: web.BaseRequest) -> bytes:
+        frame = bytearray()
+        while chunk := await request.content.readany():
+            frame += chunk
+            if len(frame) > self._frame_max:
+                raise InvalidRequest(f"an internal frame is larger than {self._frame_max} bytes")
+        return bytes(frame)
 
-async def _read_frame(request: web.BaseRequest) -> bytes:
-    frame = bytearray()
-    while chunk := await request.content.readany():
-        frame += chunk
-        if len(frame) > FRAME_MAX:
-            raise InvalidRequest("an internal frame is larger than 4 MiB")
-    return bytes(frame)
-
-
-async def _answer_frame(response: aiohttp.ClientResponse, node: str) -> bytes:
-    if response.status != HTTPStatus.OK:
-        raise NotLeader(f"{node} refused the internal request with status {response.status}")
-    frame = bytearray()
-    async for chunk in response.content.iter_any():
-        frame += chunk
-        if len(frame) > FRAME_MAX:
-            raise CommitUnknown(f"{node} answered with more than 4 MiB")
-    return bytes(frame)
+    async def _answer_frame(self, response: aiohttp.ClientResponse, node: str) -> bytes:
+        if response.status != HTTPStatus.OK:
+            raise NotLeader(f"{node} refused the internal request with status {response.status}")
+        frame = bytearray()
+        async for chunk in response.content.iter_any():
+            frame += chunk
+            if len(frame) > self._frame_max:
+                raise CommitUnknown(f"{node} answered with more than {self._frame_max} bytes")
+        return bytes(frame)

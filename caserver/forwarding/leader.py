@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, assert_never
 
 from caserver.authority.issuance import DROP_AFTER
@@ -42,12 +42,9 @@ from caserver.requests import (
 )
 from caserver.state.model import CAState
 
-HELD_MAX = 4096  # calls waiting for a leader at once
-HELD_BYTES_MAX = 32 * 1024 * 1024  # and their size together
 _REQUEST_ID_BYTES = 16
 _BACKOFF = 0.05  # seconds before the second try while nothing seems to change; doubles up to
 _BACKOFF_MAX = 0.5
-_SUSPICION = 0.25  # seconds after which an unanswered hop is raced against a change of leader
 _READ_DEADLINE = 5.0  # seconds for one try
 _TRANSFER_DEADLINE = 10.0
 _CHANGE_DEADLINE = 120.0  # covers generating an RSA-4096 key and a slow backend
@@ -71,6 +68,16 @@ def route(_state: CAState, leadership: Leadership) -> _Route:
     return leadership.leader, leadership.is_leader, leadership.term
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long and how much is waited for a leader."""
+
+    hold_timeout: float = 7.0  # seconds that a call is held
+    suspicion: float = 0.25  # seconds after which an unanswered hop is raced against a change of leader
+    held_max: int = 4096  # calls waiting for a leader at once
+    held_bytes_max: int = 32 * 1024 * 1024  # and their size together
+
+
 class Leader:
     """``execute`` runs an operation on the leader and returns its answer."""
 
@@ -82,14 +89,14 @@ class Leader:
         hop: Hop,
         clock: Clock,
         entropy: Entropy,
-        hold_timeout: float = 7.0,
+        patience: Patience | None = None,
     ) -> None:
         self._log = log
         self._execute = execute
         self._hop = hop
         self._clock = clock
         self._entropy = entropy
-        self._hold_timeout = hold_timeout  # seconds
+        self._patience = patience or Patience()
         self._held = 0
         self._held_bytes = 0
         self._rounds: dict[bool, asyncio.Task[Answer]] = {}  # reads that have not been sent yet
@@ -101,7 +108,7 @@ class Leader:
             return await self._join_round(request)
         if not caller.request_id:
             caller = replace(caller, request_id=self._entropy.bytes(_REQUEST_ID_BYTES).hex())
-        return await self._held_execute(caller, request, self._clock.monotonic() + self._hold_timeout)
+        return await self._held_execute(caller, request, self._clock.monotonic() + self._patience.hold_timeout)
 
     async def _join_round(self, request: ReadIndex) -> Answer:
         """Ask for the index once for all reads that arrive while the question before is under way.
@@ -111,7 +118,7 @@ class Leader:
         """
         task = self._rounds.get(request.consistent)
         if task is None:
-            until = self._clock.monotonic() + self._hold_timeout
+            until = self._clock.monotonic() + self._patience.hold_timeout
             task = asyncio.get_running_loop().create_task(self._round(request, until))
             task.add_done_callback(_retrieve)
             self._rounds[request.consistent] = task
@@ -155,7 +162,7 @@ class Leader:
         send = asyncio.ensure_future(self._hop.send(node, encode_request(caller, request), _deadline(request)))
         changed: asyncio.Future[_Route] | None = None
         try:
-            await asyncio.wait((send,), timeout=_SUSPICION)
+            await asyncio.wait((send,), timeout=self._patience.suspicion)
             if not send.done():
                 changed = asyncio.ensure_future(self._log.changed(route, seen))
                 await asyncio.wait((send, changed), return_when=asyncio.FIRST_COMPLETED)
@@ -170,7 +177,7 @@ class Leader:
     async def _hold(self, caller: Caller, request: Request, *, first: Unavailable, until: float) -> Answer:
         """Try again until it works or the time is over; within the bounds on held calls."""
         size = _size(request)
-        if self._held >= HELD_MAX or self._held_bytes + size > HELD_BYTES_MAX:
+        if self._held >= self._patience.held_max or self._held_bytes + size > self._patience.held_bytes_max:
             raise Unavailable("too many calls are waiting for a leader on this node; try again later") from first
         self._held += 1
         self._held_bytes += size

@@ -259,13 +259,15 @@ def intermediates_for(
     cross_signed_pem: str | None,
     previous: Sequence[tuple[str, Sequence[str]]],
     at: datetime,
+    *,
+    at_most: int = HOPS_MAX,
 ) -> tuple[str, ...]:
     """What leaves under the new root must carry so that every bundle in use still verifies them.
 
     ``previous`` holds each root of the trust bundle before the change with its intermediates. For every such root that
     is alive at instant ``at`` the shortest path of cross-signed certificates from the new root is kept, shortest
     paths first, each certificate once; expired certificates and those on no such path fall away. Without
-    ``cross_signed_pem`` only paths that exist already count (going back to a former root). At most ``HOPS_MAX`` are
+    ``cross_signed_pem`` only paths that exist already count (going back to a former root). No more than ``at_most`` are
     kept: paths that do not fit are left out, the longest first. PEM texts are handed on as they came, with a final newline.
     """
     new_root = load_certificate(new_root_pem)
@@ -282,7 +284,7 @@ def intermediates_for(
     kept = dict[str, None]()
     for path in sorted(paths, key=len):
         wanted = kept | dict.fromkeys(hop.pem for hop in path)
-        if len(wanted) <= HOPS_MAX:
+        if len(wanted) <= at_most:
             kept = wanted
     return tuple(pem if pem.endswith("\n") else pem + "\n" for pem in kept)
 

@@ -28,22 +28,28 @@ from caserver.raft.ports import Message
 
 Address = tuple[str, int]  # host (name or IP literal) and port
 
-DIAL_SECONDS = 2.0  # for name resolution, connection, TLS and both hellos
-HELLO_SECONDS = 3.0  # the same, seen from the listener
-FRAME_SECONDS = 30.0  # for the rest of a frame once it began
 PAUSE_MIN_SECONDS, PAUSE_MAX_SECONDS = 0.05, 0.5  # between two attempts to dial
 REFUSED_SECONDS = 2.0  # after a refusal, which no quick repetition mends
-STRANGERS_MAX = 64  # connections that have not said hello yet; the oldest makes room
 STRANGERS_CALM = 16  # above this the listener takes at most one connection per ACCEPT_PAUSE
 ACCEPT_PAUSE_SECONDS = 0.01
 EXHAUSTED_SECONDS = 0.1  # pause after accept() failed, mostly for want of file descriptors
-SEND_BYTES_MAX = 64 << 20  # waiting for one peer; a leader sends at most one heartbeat's worth of snapshot ahead
 READ_BYTES = 256 << 10  # what is read ahead of what was handled
 NOTICE_SECONDS = 60.0  # between two log lines that say the same
 _NOTICES_MAX = 256
 _DEAD_MILLISECONDS = 3000  # unacknowledged for so long: the link is gone, dial again instead of waiting for TCP
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a link may take."""
+
+    dial_seconds: float = 2.0  # for name resolution, connection, TLS and both hellos
+    hello_seconds: float = 3.0  # the same, seen from the listener
+    frame_seconds: float = 30.0  # for the rest of a frame once it began
+    strangers: int = 64  # connections that have not said hello yet; the oldest makes room
+    send_bytes: int = 64 << 20  # waiting for one peer; a leader sends at most one heartbeat's worth of snapshot ahead
 
 
 class _Refused(Exception):
@@ -100,8 +106,10 @@ class Streams:
         membership: Membership,
         receive: Callable[[str, Message], None],
         on_link: Callable[[str, bool], None],
+        limits: Limits | None = None,
     ) -> None:
         self._node = node
+        self._limits = limits or Limits()
         self._addresses = peers
         self._peers = sorted(set(peers) - {node})
         self._bind = bind
@@ -143,7 +151,7 @@ class Streams:
             return False
         data = frame(message)
         transport = link.writer.transport
-        if transport.get_write_buffer_size() + len(data) > SEND_BYTES_MAX:
+        if transport.get_write_buffer_size() + len(data) > self._limits.send_bytes:
             self._notice("peer_too_slow", peer, waiting_bytes=transport.get_write_buffer_size())
             self._unlink(link)
             return False
@@ -191,7 +199,7 @@ class Streams:
         attempt = 0
         while True:
             try:
-                async with asyncio.timeout(DIAL_SECONDS):
+                async with asyncio.timeout(self._limits.dial_seconds):
                     link = await self._dial(peer)
             except _Refused as exc:
                 self._notice("peer_refused", peer, reason=str(exc), address=self._shown(peer))
@@ -215,7 +223,7 @@ class Streams:
             present = self._certified(writer)
             writer.write(_framed(self._membership.hello(self._node, to=peer)))
             _require(present == peer, f"node {present} answers there: correct the `peer` addresses")
-            hello = Hello.decode(await _first_frame(reader))
+            hello = await _first_hello(reader)
             self._require_belonging(hello, peer)
         except BaseException:
             writer.transport.abort()
@@ -268,7 +276,7 @@ class Streams:
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
 
     def _admit(self, connection: socket.socket, address: str) -> None:
-        if len(self._strangers) >= STRANGERS_MAX:
+        if len(self._strangers) >= self._limits.strangers:
             self.counts["stranger_evicted"] += 1
             next(iter(self._strangers)).cancel()
         task = self._spawn(self._serve(connection, address))
@@ -281,7 +289,7 @@ class Streams:
 
     async def _serve(self, connection: socket.socket, address: str) -> None:
         try:
-            async with asyncio.timeout(HELLO_SECONDS):
+            async with asyncio.timeout(self._limits.hello_seconds):
                 link = await self._welcome(connection, address)
         except (_Refused, OSError, EOFError, ValueError) as exc:
             # Keyed by kind alone: a stranger must not be able to fill the log, or this table, from many addresses.
@@ -302,10 +310,10 @@ class Streams:
 
     async def _welcome(self, connection: socket.socket, address: str) -> _Link | None:
         """Authenticate who dialled and exchange hellos; None if it is a node that was refused and told so."""
-        reader, writer = await _accepted(connection, self._server_context)
+        reader, writer = await _accepted(connection, self._server_context, seconds=self._limits.hello_seconds)
         try:
             _tune(writer)
-            hello = Hello.decode(await _read_frame(reader, limit=HELLO_BYTES_MAX))
+            hello = await _read_hello(reader)
             peer = self._certified(writer)
             writer.write(_framed(self._membership.hello(self._node, to=peer)))
             self._require_belonging(hello, peer)
@@ -344,7 +352,7 @@ class Streams:
     async def _read_messages(self, link: _Link) -> None:
         while self._inbound.get(link.peer) is link:
             try:
-                message = decode(await _read_frame(link.reader))
+                message = decode(await _read_frame(link.reader, seconds=self._limits.frame_seconds))
             except (OSError, EOFError):
                 return
             except ValueError as exc:
@@ -387,18 +395,26 @@ def _framed(hello: Hello) -> bytes:
     return len(payload).to_bytes(LENGTH_BYTES) + payload
 
 
-async def _read_frame(reader: asyncio.StreamReader, *, limit: int | None = None) -> bytes:
-    """One payload; EOFError at the end of the stream, ValueError for a length that is not allowed."""
-    header = await reader.readexactly(LENGTH_BYTES)
-    length = payload_bytes(header) if limit is None else payload_bytes(header, limit=limit)
-    async with asyncio.timeout(FRAME_SECONDS):
+async def _read_frame(reader: asyncio.StreamReader, *, seconds: float) -> bytes:
+    """One payload, within ``seconds`` once it began.
+
+    EOFError at the end of the stream, ValueError for a length that is not allowed.
+    """
+    length = payload_bytes(await reader.readexactly(LENGTH_BYTES))
+    async with asyncio.timeout(seconds):
         return await reader.readexactly(length)
 
 
-async def _first_frame(reader: asyncio.StreamReader) -> bytes:
+async def _read_hello(reader: asyncio.StreamReader) -> Hello:
+    """As ``_read_frame``; whoever waits for a hello bounds the time of all that comes before it, too."""
+    length = payload_bytes(await reader.readexactly(LENGTH_BYTES), limit=HELLO_BYTES_MAX)
+    return Hello.decode(await reader.readexactly(length))
+
+
+async def _first_hello(reader: asyncio.StreamReader) -> Hello:
     """The hello of the node that was dialled. In TLS 1.3 it may refuse our certificate after our handshake is done."""
     try:
-        return await _read_frame(reader, limit=HELLO_BYTES_MAX)
+        return await _read_hello(reader)
     except (ConnectionError, EOFError) as exc:
         raise ConnectionError(
             "it hung up without a hello, and its log says why: a node needs the same cluster_secret as the others"
@@ -417,14 +433,14 @@ async def _listen(bind: Address) -> socket.socket:
 
 
 async def _accepted(
-    connection: socket.socket, context: ssl.SSLContext
+    connection: socket.socket, context: ssl.SSLContext, *, seconds: float
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """The TLS handshake of the listening side."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=READ_BYTES, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport, _ = await loop.connect_accepted_socket(
-        lambda: protocol, connection, ssl=context, ssl_handshake_timeout=HELLO_SECONDS
+        lambda: protocol, connection, ssl=context, ssl_handshake_timeout=seconds
     )
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 

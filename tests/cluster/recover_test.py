@@ -12,7 +12,7 @@ from typing import Any
 
 from caserver.cli import main
 from tests.testkit import openssl
-from tests.testkit.cluster import Cluster, Node, run_cli, wait_for
+from tests.testkit.cluster import ANSWERS_WITHIN, Cluster, Node, run_cli, wait_for
 from tests.testkit.invariants import Witness, check_invariants
 
 FIVE = ("n1", "n2", "n3", "n4", "n5")
@@ -117,7 +117,10 @@ def test_a_lost_majority_is_recovered_from_the_survivor_and_only_on_its_word(tmp
         cluster.start()
         for node in cluster:
             wait_for(f"{node.name} to answer", partial(node.try_get, "/v1/status/live"))
-        assert survivor.put("/v1/connect/ca/configuration", {"Provider": "consul"}, timeout=60).status in (500, 503)
+        assert survivor.put("/v1/connect/ca/configuration", {"Provider": "consul"}, timeout=ANSWERS_WITHIN).status in (
+            500,
+            503,
+        )
         assert [node.get("/v1/status/leader").json() for node in cluster] == [""] * 3  # and nobody founds another CA
         for node in cluster:
             cluster.kill(node)

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,14 +14,14 @@ from structlog.testing import capture_logs
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import Keyring
 from caserver.internode.membership import Hello, Membership
-from caserver.raft import streams as streams_module
 from caserver.raft.messages import FRAME_BYTES_MAX, frame
-from caserver.raft.streams import Streams
+from caserver.raft.streams import Limits, Streams
 from tests.testkit.descriptors import no_more_descriptors
 
 NAMES = ("n1", "n2", "n3")
 KEYRING = Keyring([bytes(range(32))])
 FOREIGN = Keyring([bytes(32)])
+WITHIN = 60.0  # seconds for what is awaited; on a calm machine it happens at once
 VOTE = {"type": "request_vote", "term": 7, "last_log_index": 3, "last_log_term": 6}
 
 
@@ -48,6 +48,7 @@ class Cluster:
         membership: Membership | None = None,
         present_as: str | None = None,
         listen_as: str | None = None,
+        limits: Limits | None = None,
     ) -> Node:
         """Start a node; ``present_as`` is the name in its certificate, ``listen_as`` whose address it takes."""
         node = Node(streams=None)  # type: ignore[arg-type]
@@ -59,6 +60,7 @@ class Cluster:
             membership=membership or Membership(NAMES),
             receive=lambda peer, message: node.received.append((peer, message)),
             on_link=lambda peer, up: node.links.append((peer, up)),
+            limits=limits,
         )
         await node.streams.start()
         self.addresses[listen_as or name] = node.streams.address
@@ -83,7 +85,7 @@ async def stop(*nodes: Node) -> None:
         await node.streams.wait_closed()
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = WITHIN) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # what is waited for happens inside the streams
             await asyncio.sleep(0.005)
@@ -94,7 +96,7 @@ async def dial(node: Node, context: ssl.SSLContext | None) -> tuple[asyncio.Stre
     return await asyncio.open_connection(host, port, ssl=context, server_hostname="" if context else None)
 
 
-async def closed_by_peer(reader: asyncio.StreamReader, seconds: float = 5.0) -> bool:
+async def closed_by_peer(reader: asyncio.StreamReader, seconds: float = WITHIN) -> bool:
     async with asyncio.timeout(seconds):
         try:
             while await reader.read(1 << 16):
@@ -363,41 +365,44 @@ async def test_an_oversize_hello_is_refused_before_it_is_read() -> None:
         writer.transport.abort()
 
 
-async def test_a_stranger_that_says_nothing_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams_module, "HELLO_SECONDS", 0.2)
-    async with running("n1") as (_, (n1,)):
-        silent = [await dial(n1, None), await dial(n1, NodeIdentity(KEYRING, "n2", NAMES).client_context())]
-
-        for reader, writer in silent:
-            assert await closed_by_peer(reader, seconds=2)
+@pytest.mark.parametrize("encrypted", [False, True], ids=["in the handshake", "in the hello"])
+async def test_a_stranger_that_says_nothing_is_closed_in_time(encrypted: bool) -> None:
+    async with running("n1", limits=Limits(hello_seconds=0.5)) as (_, (n1,)):
+        context = NodeIdentity(KEYRING, "n2", NAMES).client_context() if encrypted else None
+        with suppress(OSError):  # closed before a slow machine was through with the handshake
+            reader, writer = await dial(n1, context)
+            assert await closed_by_peer(reader)
             writer.transport.abort()
+        await until(lambda: n1.streams.counts["stranger_refused"])
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["in the handshake", "in the hello"])
-async def test_a_stranger_that_trickles_is_closed_in_time(monkeypatch: pytest.MonkeyPatch, encrypted: bool) -> None:
-    monkeypatch.setattr(streams_module, "HELLO_SECONDS", 0.3)
-    async with running("n1") as (_, (n1,)):
+async def test_a_stranger_that_trickles_is_closed_in_time(encrypted: bool) -> None:
+    async with running("n1", limits=Limits(hello_seconds=0.5)) as (_, (n1,)):
         context = NodeIdentity(KEYRING, "n2", NAMES).client_context() if encrypted else None
-        reader, writer = await dial(n1, context)
-        closed = asyncio.ensure_future(closed_by_peer(reader, seconds=3))
-        for byte in raw_hello("n2", "n1") if encrypted else b"\x16\x03\x01\x02\x00\x01" + bytes(500):
-            if closed.done():
-                break
-            writer.write(bytes([byte]))
-            await asyncio.sleep(0.02)
+        with suppress(OSError):  # closed before a slow machine was through with the handshake
+            reader, writer = await dial(n1, context)
+            closed = asyncio.ensure_future(closed_by_peer(reader))
+            for byte in raw_hello("n2", "n1") if encrypted else b"\x16\x03\x01\x02\x00\x01" + bytes(500):
+                if closed.done():
+                    break
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.02)
 
-        assert await closed
-        writer.transport.abort()
-        assert not n1.received
+            assert await closed
+            writer.transport.abort()
+        await until(lambda: n1.streams.counts["stranger_refused"])
+        assert not n1.links
+        assert not n1.streams._inbound
 
 
 async def test_a_flood_of_strangers_does_not_keep_a_peer_out() -> None:
     async with running("n1") as (cluster, (n1,)):
-        flood = [await dial(n1, None) for _ in range(2 * streams_module.STRANGERS_MAX)]
+        flood = [await dial(n1, None) for _ in range(2 * Limits().strangers)]
         n2 = await cluster.start("n2")
         await until(lambda: n2.streams.connected("n1"))
 
-        assert len(n1.streams._strangers) <= streams_module.STRANGERS_MAX
+        assert len(n1.streams._strangers) <= Limits().strangers
         assert n1.streams.counts["stranger_evicted"]
         for _, writer in flood:
             writer.transport.abort()
@@ -419,27 +424,26 @@ async def test_the_listener_outlives_the_want_of_descriptors() -> None:
         await stop(n2)
 
 
-async def test_a_frame_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams_module, "FRAME_SECONDS", 0.1)
-    async with running("n1") as (_, (n1,)):
+async def test_a_frame_that_never_ends_is_not_waited_for() -> None:
+    async with running("n1", limits=Limits(frame_seconds=0.1)) as (_, (n1,)):
         reader, writer = await linked(n1)
         writer.write(frame(VOTE) + frame(VOTE)[:-1])
-        assert await closed_by_peer(reader, seconds=2)
+        assert await closed_by_peer(reader)
         writer.transport.abort()
 
         assert n1.received == [("n2", VOTE)]
 
 
-async def test_a_link_that_is_silent_between_messages_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FRAME_SECONDS", "HELLO_SECONDS", "DIAL_SECONDS"):
-        monkeypatch.setattr(streams_module, name, 0.3)
-    async with running("n1", "n2") as (_, (n1, n2)):
+async def test_a_link_that_is_silent_between_messages_stays() -> None:
+    brief = Limits(dial_seconds=0.5, hello_seconds=0.5, frame_seconds=0.1)
+    async with running("n1", "n2", limits=brief) as (_, (n1, n2)):
         await until(lambda: n2.streams.connected("n1"))
-        await asyncio.sleep(0.5)
+        before = list(n2.links)  # a slow machine may have needed several attempts
+        await asyncio.sleep(0.7)
         assert n2.streams.send("n1", VOTE)
         await until(lambda: n1.received)
 
-        assert n2.links == [("n1", True)]
+        assert n2.links == before
 
 
 async def test_peers_may_be_dialled_by_host_name() -> None:
@@ -448,7 +452,7 @@ async def test_peers_may_be_dialled_by_host_name() -> None:
         await until(lambda: n1.streams.connected("n2"))
 
 
-async def test_a_host_name_that_does_not_resolve_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_name_that_does_not_resolve_is_tried_again() -> None:
     with capture_logs() as logs:
         async with running("n1") as (cluster, (n1,)):
             cluster.addresses["n2"] = ("no-such-host.invalid", 8300)
@@ -459,10 +463,9 @@ async def test_a_host_name_that_does_not_resolve_is_tried_again(monkeypatch: pyt
     assert len([entry for entry in logs if entry["event"] == "peer_unreachable" and entry["peer"] == "n2"]) == 1
 
 
-async def test_a_peer_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams_module, "SEND_BYTES_MAX", 4 << 20)
+async def test_a_peer_that_does_not_read_is_dropped() -> None:
     piece = {"type": "append_entries", "term": 1, "commit_index": 1, "serialized": [bytes(256 << 10), True, False]}
-    async with running("n1") as (cluster, (n1,)):
+    async with running("n1", limits=Limits(send_bytes=4 << 20)) as (cluster, (n1,)):
         n2 = await cluster.start("n2")
         await until(lambda: n1.streams.connected("n2"))
         most = 0

@@ -23,7 +23,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (100, {LIMIT}))
 def hold(stack: ExitStack, node: Node, count: int, source: int) -> None:
     for _ in range(count):
         connection = stack.enter_context(socket.socket())
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.bind((f"127.0.0.{source}", 0))
         connection.connect((LOOPBACK, node.http_port))
 
@@ -36,7 +36,7 @@ def test_connections_that_nobody_needs_do_not_take_the_last_descriptor(
     with Cluster(tmp_path / "nodes", ("n1",)).start_ready() as cluster, ExitStack() as stack:
         (node,) = cluster
         assert node.process is not None
-        early = http.client.HTTPConnection(LOOPBACK, node.http_port, timeout=30)
+        early = http.client.HTTPConnection(LOOPBACK, node.http_port, timeout=60)
         stack.callback(early.close)
         early.request("GET", "/v1/status/live")
         early.getresponse().read()

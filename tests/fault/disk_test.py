@@ -39,7 +39,7 @@ def change(node: Node, hours: int) -> int:
     """Ask for a change of the configuration; the status of the answer."""
     body = {"Provider": "consul", "Config": {"LeafCertTTL": f"{hours}h"}}
     try:
-        return node.put(BODY, body, timeout=20).status
+        return node.put(BODY, body).status
     except OSError:
         return 0
 

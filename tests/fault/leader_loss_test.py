@@ -13,7 +13,6 @@ from tests.testkit.cluster import Cluster, Node, wait_for
 from tests.testkit.invariants import Witness, check_invariants
 
 CLIENTS_PER_NODE = 2
-CALL_TIMEOUT = 20.0  # seconds; a held call answers within the hold timeout and a little
 
 
 @dataclass(slots=True)
@@ -32,16 +31,16 @@ class Workload:
         call = 0
         while not self._ended.is_set():
             call += 1
+            counted = node.name not in self.excused
             try:
                 self._call(node, f"{node.name}-{number}-{call}")
-            except OSError as exc:
-                self._complain(node, repr(exc))
+            except (OSError, AssertionError) as exc:
+                if counted:
+                    self._complain(node, repr(exc))
                 self._ended.wait(0.2)
-            except AssertionError as exc:
-                self._complain(node, str(exc))
 
     def _call(self, node: Node, service: str) -> None:
-        leaf = node.get(f"/v1/agent/connect/ca/leaf/{service}", timeout=CALL_TIMEOUT).json()
+        leaf = node.get(f"/v1/agent/connect/ca/leaf/{service}").json()
         self.witness.saw_leaf(leaf)
         self.witness.roots(node)
         self.fetched += 1
@@ -129,7 +128,7 @@ def test_sigstop_of_the_leader(tmp_path: Path) -> None:
             load.witness.saw_configuration(shown["ModifyIndex"])
             successor = cluster.leader()
             cluster.resume(sleeper)
-            seen = sleeper.get("/v1/connect/ca/configuration?consistent", timeout=CALL_TIMEOUT).json()
+            seen = sleeper.get("/v1/connect/ca/configuration?consistent").json()
 
             assert successor is not sleeper
             assert seen == shown

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
+from tests.testkit.cluster import free_ports, give_back
+
 NAMES = "abc"
 ROUNDS = 4
 ACKS_PER_ROUND = 150  # several snapshots' worth
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
+WITHIN = 100.0  # seconds for a round
 
 
 class Processes:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._peers = [f"{name}={port}" for name, port in zip(NAMES, _free_ports(len(NAMES)), strict=True)]
+        self.ports = free_ports(len(NAMES))
+        self._peers = [f"{name}={port}" for name, port in zip(NAMES, self.ports, strict=True)]
         self.running: list[Process] = []
         self.acked: set[str] = set()
         self.state: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
@@ -51,7 +46,7 @@ class Processes:
                 self.state.set_result(rest.split())
 
     async def until_acked(self, count: int) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WITHIN):
             while len(self.acked) < count:
                 self._more.clear()
                 await self._more.wait()
@@ -78,10 +73,11 @@ async def test_what_was_acknowledged_survives_the_killing_of_all_nodes_at_once(t
         for process in processes.running:
             assert process.stdin is not None
             process.stdin.write(b"dump\n")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WITHIN):
             state = await processes.state
     finally:
         await processes.kill_all()
+        give_back(processes.ports)
     before = {each for each in processes.acked if not each[1:].startswith(f"{ROUNDS}.")}
     assert before
     assert before <= set(state)

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,10 @@ from typing import Any, Self, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
-READY_WITHIN = 40.0  # seconds; two cores and a cold Python for each node
+READY_WITHIN = 90.0  # seconds; a cold Python for each node, on a machine that does other things
+ENDS_WITHIN = 60.0  # seconds that a process may take to end after it was asked to
+HELD_FOR = 30  # seconds that a call waits for a leader: a fail-over on a busy machine is a pause all the same
+ANSWERS_WITHIN = 60.0  # seconds for one request, longer than it may be held
 RAFT_MULTIPLIER = 2  # a new leader within about 1.2 s, and no election because a busy test machine is late
 POLL = 0.05  # seconds between two looks at a process
 LOG_TAIL = 60  # lines shown of each node when something fails
@@ -47,6 +50,9 @@ def wait_for(what: str, probe: Callable[[], Value | None], *, within: float = RE
     return value
 
 
+_claims: dict[int, socket.socket] = {}  # UDP sockets of the ports that this program gave out
+
+
 def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,14 +62,40 @@ def is_free(port: int) -> bool:
     return False
 
 
+def _claimed(port: int) -> bool:
+    """Claim a port from other programs that look for free ones here: its UDP twin is taken, which no node needs."""
+    claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        claim.bind((LOOPBACK, port))
+    except OSError:
+        claim.close()
+        return False
+    _claims[port] = claim
+    return True
+
+
+def give_back(ports: Iterable[int]) -> None:
+    """Ports of ``free_ports`` that nothing listens on any more; others may have them."""
+    for port in ports:
+        if (claim := _claims.pop(port, None)) is not None:
+            claim.close()
+
+
 def free_ports(count: int, preferred: Sequence[int] = ()) -> list[int]:
-    """Free ports, the preferred ones where they are; below the ephemeral range, so that no outgoing connection takes one."""
+    """Free ports, the preferred ones where they are; below the ephemeral range, so that no outgoing connection takes one.
+
+    A port is given out once, also while nothing listens there (yet, or because its node was killed), and to one program.
+    """
     found: list[int] = []
     for port in dict.fromkeys([*preferred, *random.sample(range(15000, 32000), 2000)]):
         if len(found) == count:
             break
+        if not _claimed(port):
+            continue
         if is_free(port):
             found.append(port)
+        else:
+            give_back([port])
     return found
 
 
@@ -139,7 +171,7 @@ class Node:
         body: Any = None,
         *,
         headers: Mapping[str, str] | None = None,
-        timeout: float = 30.0,
+        timeout: float = ANSWERS_WITHIN,
     ) -> Reply:
         """One HTTP request; ``body`` is sent as it is (text) or as JSON. OSError if the node does not answer."""
         data = body if isinstance(body, str | bytes | None) else json.dumps(body)
@@ -178,7 +210,13 @@ def run_cli(*arguments: str, environ: Mapping[str, str] | None = None) -> subpro
     """Run a caserver verb to its end."""
     environment = {**os.environ, **(environ or {})}
     return subprocess.run(
-        agent_command(*arguments), capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=environment
+        agent_command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=ENDS_WITHIN,
+        check=False,
+        cwd=ROOT,
+        env=environment,
     )
 
 
@@ -210,8 +248,8 @@ class Cluster:
         self._connect = {"enabled": True, **(connect or {})}
         self._extra_files = tuple(extra_files)
         self._dev = dev
-        ports = free_ports(3 * len(names), preferred_ports)
-        trios = zip(ports[0::3], ports[1::3], ports[2::3], strict=True)
+        self._ports = free_ports(3 * len(names), preferred_ports)
+        trios = zip(self._ports[0::3], self._ports[1::3], self._ports[2::3], strict=True)
         self.nodes = [
             Node(name, directory, http_port=http, server_port=server, forward_port=forward, address=address)
             for name, address, (http, server, forward) in zip(
@@ -230,7 +268,7 @@ class Cluster:
             "client_addr": node.address,
             "ports": {"http": node.http_port, "server": node.server_port, "forward": node.forward_port},
             "connect": self._connect,
-            "performance": {"raft_multiplier": RAFT_MULTIPLIER},
+            "performance": {"raft_multiplier": RAFT_MULTIPLIER, "rpc_hold_timeout": f"{HELD_FOR}s"},
             **self._settings,
         }
         if not self._dev:
@@ -268,10 +306,11 @@ class Cluster:
             if node.process is None:
                 continue
             try:
-                node.process.wait(timeout=10)
+                node.process.wait(timeout=ENDS_WITHIN)
             except subprocess.TimeoutExpired:
                 node.process.kill()
                 node.process.wait()
+        give_back(self._ports)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
@@ -351,7 +390,7 @@ class Cluster:
             node.process.send_signal(signal.SIGCONT)
             node.paused = False
 
-    def stop(self, node: Node, *, within: float = 15.0) -> int:
+    def stop(self, node: Node, *, within: float = ENDS_WITHIN) -> int:
         """SIGTERM, and the exit code."""
         assert node.process is not None
         node.process.terminate()
@@ -362,7 +401,7 @@ class Cluster:
         assert not node.running
         self.start(node)
 
-    def wait_for_log(self, text: str, *nodes: Node, within: float = 15.0) -> Node:
+    def wait_for_log(self, text: str, *nodes: Node, within: float = READY_WITHIN) -> Node:
         """The first of the nodes (all, if none are given) whose log holds ``text``."""
         watched = nodes or tuple(self.nodes)
         return wait_for(

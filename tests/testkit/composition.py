@@ -18,7 +18,7 @@ from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
 from caserver.environment import Clock, InlineWorkers, SystemClock, SystemEntropy
 from caserver.forwarding.channel import Channel
-from caserver.forwarding.leader import Leader
+from caserver.forwarding.leader import Leader, Patience
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import Keyring
 from caserver.providers.builtin import builtin_kind
@@ -29,11 +29,12 @@ from caserver.state.commands import Command, Result
 from caserver.state.configuration import CAConfiguration, parse_bootstrap
 from caserver.state.machine import CAStateMachine
 from caserver.state.model import CAState
-from tests.testkit.cluster import LOOPBACK, free_ports
+from tests.testkit.cluster import HELD_FOR, LOOPBACK, free_ports, give_back
 
 Value = TypeVar("Value")
 SECRET = bytes(range(32))
-WITHIN = 30.0  # seconds of real time for anything that is waited for
+MULTIPLIER = 4  # of the times of Raft: three nodes in one process, and no election because a busy machine is late
+WITHIN = 90.0  # seconds of real time for anything that is waited for
 
 
 class SteppedClock:
@@ -173,6 +174,7 @@ async def composed(names: Sequence[str] = ("n1", "n2", "n3")) -> AsyncIterator[C
         for member in members:
             if member.running:
                 await member.stop()
+        give_back(ports)
 
 
 async def _start(
@@ -181,7 +183,7 @@ async def _start(
     entropy = SystemEntropy()
     keyring = Keyring([SECRET])
     identity = NodeIdentity(keyring, name, servers)
-    settings = RaftSettings(node=name, peers=servers, bind=servers[name], multiplier=1, data_dir=None)
+    settings = RaftSettings(node=name, peers=servers, bind=servers[name], multiplier=MULTIPLIER, data_dir=None)
     own, log_clock = SkewedClock(clock), SkewedClock(SystemClock())
     raft: RaftThread[Command, CAState, Result] = RaftThread(
         settings, CAStateMachine(), keyring=keyring, clock=log_clock, entropy=entropy, cluster_id=_cluster_id
@@ -200,7 +202,9 @@ async def _start(
     operations = Operations(raft, raft=raft, authority=authority.execute, clock=own)
     channel = Channel(identity, name, peers=forwards, bind=forwards[name], serve=operations.execute)
     await channel.start()
-    leader = Leader(raft, execute=operations.execute, hop=channel, clock=own, entropy=entropy)
+    leader = Leader(
+        raft, execute=operations.execute, hop=channel, clock=own, entropy=entropy, patience=Patience(HELD_FOR)
+    )
     member = Member(name, raft, leader, authority, (own, log_clock))
     member.stack.push_async_callback(raft.stop)
     member.stack.push_async_callback(channel.close)

@@ -35,15 +35,23 @@ class Witness:
             self.leaves.append(leaf)
         return leaf
 
-    def saw_roots(self, node: Node, roots: dict[str, Any], index: int) -> dict[str, Any]:
-        """A bundle that a client was given by ``node``; two nodes' answers may be of different ages, one node's not."""
+    def index_known_to(self, node: Node) -> int:
+        """The highest index of roots that clients of ``node`` were told so far."""
+        with self._lock:
+            return self.newest_index.get(node.name, 0)
+
+    def saw_roots(self, node: Node, roots: dict[str, Any], index: int, *, known: int) -> dict[str, Any]:
+        """A bundle that a client was given by ``node``; two nodes' answers may be of different ages, one node's not.
+
+        ``known`` is what ``index_known_to`` said before it was asked for: of two questions at a time either answer is first.
+        """
         actives = [root["ID"] for root in roots["Roots"] if root["Active"]]
         assert actives == [roots["ActiveRootID"]], f"not exactly one active root: {actives}"
         with self._lock:
             pems = {root["RootCert"] for root in roots["Roots"]}
             self.bundles[tuple(root["ID"] for root in roots["Roots"])] = pems
-            assert index >= self.newest_index.get(node.name, 0), f"the index of {node.name} went back to {index}"
-            self.newest_index[node.name] = index
+            assert index >= known, f"the index of {node.name} went back from {known} to {index}"
+            self.newest_index[node.name] = max(index, self.newest_index.get(node.name, 0))
         return roots
 
     def saw_configuration(self, modify_index: int) -> None:
@@ -59,8 +67,9 @@ class Witness:
 
     def roots(self, node: Node) -> dict[str, Any]:
         """Fetch the roots through ``node`` and remember them."""
+        known = self.index_known_to(node)
         reply = node.get("/v1/connect/ca/roots")
-        return self.saw_roots(node, reply.json(), int(reply.headers["x-consul-index"]))
+        return self.saw_roots(node, reply.json(), int(reply.headers["x-consul-index"]), known=known)
 
 
 def check_invariants(cluster: Cluster, witness: Witness) -> None:

@@ -15,7 +15,7 @@ from caserver.authority.ports import Providers
 from caserver.environment import InlineWorkers
 from caserver.internode.keyring import Keyring
 from caserver.pki.certificates import make_root, root_common_name
-from caserver.pki.chain import verify_chain
+from caserver.pki.chain import HOPS_MAX, verify_chain
 from caserver.pki.csr import make_csr
 from caserver.pki.spiffe import ServiceID
 from caserver.providers.builtin import builtin_kind
@@ -94,6 +94,7 @@ def build_node(
     bootstrap: CAConfiguration | None = None,
     connect: bool = True,
     keyring: Keyring = KEYRING,
+    hops_max: int = HOPS_MAX,
 ) -> Node:
     """A node that is not running yet."""
     clock = clock or ManualClock()
@@ -109,6 +110,7 @@ def build_node(
         workers=InlineWorkers(),
         datacenter=DATACENTER,
         bootstrap=(bootstrap or bootstrap_configuration()) if connect else None,
+        hops_max=hops_max,
     )
     return Node(log=log, clock=clock, entropy=entropy, control=control, authority=authority)
 

@@ -175,9 +175,9 @@ class TortureLoad:
         if self._chance.random() < WITNESSED:
             self.witness.saw_leaf(received.leaf)
 
-    def saw_roots(self, node: Node, roots: dict[str, Any], index: int) -> None:
+    def saw_roots(self, node: Node, roots: dict[str, Any], index: int, *, known: int) -> None:
         try:
-            self.witness.saw_roots(node, roots, index)
+            self.witness.saw_roots(node, roots, index, known=known)
         except AssertionError as exc:
             self.records.broken.append(str(exc))
 
@@ -264,9 +264,10 @@ class _Client:
         return answer is not None and answer[0] == 200
 
     async def read_roots(self) -> None:
+        known = self._load.witness.index_known_to(self._node)
         answer = await self._call("roots", "GET", "/v1/connect/ca/roots")
         if answer is not None and answer[0] == 200:
-            self._load.saw_roots(self._node, json.loads(answer[1]), answer[2])
+            self._load.saw_roots(self._node, json.loads(answer[1]), answer[2], known=known)
 
     async def sign(self) -> None:
         if len(self._load.records.received) >= CERTIFICATES_MAX:

@@ -6,7 +6,6 @@ import json
 import pytest
 from structlog.testing import capture_logs
 
-from caserver.authority import rotation
 from caserver.authority.plan import CROSS_SIGNED_MIN
 from caserver.errors import (
     CaserverError,
@@ -18,12 +17,11 @@ from caserver.errors import (
     ProviderUnavailable,
 )
 from caserver.internode.keyring import Sealed
-from caserver.pki import chain
 from caserver.pki.certificates import describe
 from caserver.requests import IssuedLeaf
 from caserver.state.commands import AbortChange, ActivateRoot, BeginChange, Reseal, SetConfiguration
 from caserver.state.model import CARoot
-from tests.testkit.fakes import settle
+from tests.testkit.fakes import FakeLog, settle
 from tests.testkit.keys import key_pem
 from tests.testkit.nodes import (
     DAY,
@@ -441,13 +439,9 @@ async def test_the_repeat_of_a_change_that_was_given_up_is_told_the_same(kind: t
             assert type(told.value) is kind
 
 
-async def test_after_many_rotations_the_oldest_bundles_are_left_behind_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_after_many_rotations_the_oldest_bundles_are_left_behind_with_a_warning() -> None:
     limit = 2  # instead of eight: rotations take their time
-    for module in (chain, rotation):
-        monkeypatch.setattr(module, "HOPS_MAX", limit)
-    async with leading_node() as node:
+    async with running(build_node(FakeLog(), hops_max=limit)) as node:
         order = [active(node).id]
         for number in range(limit + 2):
             changed = await node.configure({"PrivateKeyBits": 384 if number % 2 == 0 else 256, **UNLIMITED})

@@ -1,5 +1,4 @@
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -7,13 +6,13 @@ import pytest
 
 from caserver.errors import CaserverError, CommitUnknown, Conflict, NotLeader
 from caserver.fields import Secret
-from caserver.forwarding import channel as channels
 from caserver.forwarding.channel import Channel
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import Keyring
 from caserver.requests import Answer, Caller, ReadAt, ReadIndex, Request, SignLeaves, decode_answer, encode_request
 
 OURS, THEIRS = Keyring([b"o" * 32]), Keyring([b"t" * 32])
+WITHIN = 60.0  # seconds for one frame there and back
 NODES = ("n1", "n2", "n3")
 CALLER = Caller(token=Secret("hush"), source="n3 10.1.2.3:4", request_id="ab")
 
@@ -35,18 +34,17 @@ class Authority:
         return self.outcome
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @asynccontextmanager
 async def channel(
-    node: str, addresses: dict[str, tuple[str, int]], authority: Authority, keyring: Keyring = OURS
+    node: str, addresses: dict[str, tuple[str, int]], authority: Authority, keyring: Keyring = OURS, **limits: int
 ) -> AsyncIterator[Channel]:
     made = Channel(
-        NodeIdentity(keyring, node, NODES), node, peers=addresses, bind=("127.0.0.1", 0), serve=authority.execute
+        NodeIdentity(keyring, node, NODES),
+        node,
+        peers=addresses,
+        bind=("127.0.0.1", 0),
+        serve=authority.execute,
+        **limits,
     )
     await made.start()
     try:
@@ -57,13 +55,13 @@ async def channel(
 
 @asynccontextmanager
 async def pair(
-    *, client: str = "n1", server: str = "n2", dialled: str = "n2", keyring: Keyring = OURS
+    *, client: str = "n1", server: str = "n2", dialled: str = "n2", keyring: Keyring = OURS, **limits: int
 ) -> AsyncIterator[tuple[Channel, Authority]]:
     """A client end, and a server end that it knows as ``dialled``."""
     authority = Authority()
     others = dict.fromkeys(NODES, ("127.0.0.1", 1))
     async with (
-        channel(server, others, authority) as serving,
+        channel(server, others, authority, **limits) as serving,
         channel(client, others | {dialled: serving.address}, Authority(), keyring) as asking,
     ):
         yield asking, authority
@@ -71,7 +69,7 @@ async def pair(
 
 async def test_a_frame_arrives_and_its_answer_comes_back() -> None:
     async with pair() as (asking, authority):
-        answer = decode_answer(await asking.send("n2", encode_request(CALLER, SignLeaves(("pem",))), 5.0))
+        answer = decode_answer(await asking.send("n2", encode_request(CALLER, SignLeaves(("pem",))), WITHIN))
     caller, request = authority.seen[0]
 
     assert answer == ReadAt(7)
@@ -80,7 +78,7 @@ async def test_a_frame_arrives_and_its_answer_comes_back() -> None:
 
 async def test_the_origin_is_told_behind_the_name_that_the_certificate_proves() -> None:
     async with pair() as (asking, authority):
-        await asking.send("n2", encode_request(CALLER, ReadIndex()), 5.0)
+        await asking.send("n2", encode_request(CALLER, ReadIndex()), WITHIN)
 
     assert authority.seen[0][0].source == "n1 10.1.2.3:4"
 
@@ -88,7 +86,7 @@ async def test_the_origin_is_told_behind_the_name_that_the_certificate_proves() 
 async def test_frames_share_a_connection() -> None:
     async with pair() as (asking, authority):
         for _ in range(3):
-            await asking.send("n2", encode_request(CALLER, ReadIndex()), 5.0)
+            await asking.send("n2", encode_request(CALLER, ReadIndex()), WITHIN)
         connections = asking._sessions["n2"].connector
 
         assert connections is not None
@@ -99,7 +97,9 @@ async def test_frames_share_a_connection() -> None:
 async def test_frames_travel_at_the_same_time() -> None:
     async with pair() as (asking, authority):
         authority.gate.clear()
-        sends = [asyncio.ensure_future(asking.send("n2", encode_request(CALLER, ReadIndex()), 5.0)) for _ in range(8)]
+        sends = [
+            asyncio.ensure_future(asking.send("n2", encode_request(CALLER, ReadIndex()), WITHIN)) for _ in range(8)
+        ]
         for _ in range(1000):
             if len(authority.seen) == 8:
                 break
@@ -122,7 +122,7 @@ async def test_a_failure_of_the_other_end_is_raised_as_what_it_was(
 ) -> None:
     async with pair() as (asking, authority):
         authority.outcome = outcome
-        frame = await asking.send("n2", encode_request(CALLER, ReadIndex()), 5.0)
+        frame = await asking.send("n2", encode_request(CALLER, ReadIndex()), WITHIN)
 
     with pytest.raises(raised) as caught:
         decode_answer(frame)
@@ -130,15 +130,15 @@ async def test_a_failure_of_the_other_end_is_raised_as_what_it_was(
 
 
 async def test_a_node_that_does_not_listen_was_certainly_not_told() -> None:
-    async with channel("n1", {"n2": ("127.0.0.1", free_port())}, Authority()) as asking:
+    async with channel("n1", {"n2": ("127.0.0.1", 1)}, Authority()) as asking:
         with pytest.raises(NotLeader, match="n2 cannot be reached"):
-            await asking.send("n2", b"{}", 5.0)
+            await asking.send("n2", b"{}", WITHIN)
 
 
 async def test_an_unknown_node_is_not_dialled() -> None:
     async with channel("n1", {}, Authority()) as asking:
         with pytest.raises(NotLeader, match="not among the configured peers"):
-            await asking.send("n9", b"{}", 5.0)
+            await asking.send("n9", b"{}", WITHIN)
 
 
 async def test_silence_until_the_deadline_is_an_open_outcome() -> None:
@@ -154,7 +154,7 @@ async def test_a_connection_that_breaks_leaves_the_outcome_open() -> None:
     authority.gate.clear()
     async with channel("n2", dict.fromkeys(NODES, ("127.0.0.1", 1)), authority) as serving:
         async with channel("n1", {"n2": serving.address}, Authority()) as asking:
-            send = asyncio.ensure_future(asking.send("n2", encode_request(CALLER, ReadIndex()), 5.0))
+            send = asyncio.ensure_future(asking.send("n2", encode_request(CALLER, ReadIndex()), WITHIN))
             while not authority.seen:  # noqa: ASYNC110 the event is in the other end's socket
                 await asyncio.sleep(0.002)
             assert serving._http is not None
@@ -169,7 +169,7 @@ async def test_a_connection_that_breaks_leaves_the_outcome_open() -> None:
 async def test_nothing_is_sent_to_a_node_that_is_not_the_one_dialled() -> None:
     async with pair(server="n3", dialled="n2") as (asking, authority):
         with pytest.raises(NotLeader):
-            await asking.send("n2", encode_request(CALLER, ReadIndex()), 5.0)
+            await asking.send("n2", encode_request(CALLER, ReadIndex()), WITHIN)
 
         assert authority.seen == []
 
@@ -177,7 +177,7 @@ async def test_nothing_is_sent_to_a_node_that_is_not_the_one_dialled() -> None:
 async def test_a_node_with_another_secret_gets_nowhere() -> None:
     async with pair(keyring=THEIRS) as (asking, authority):
         with pytest.raises((NotLeader, CommitUnknown)):
-            await asking.send("n2", encode_request(CALLER, ReadIndex()), 5.0)
+            await asking.send("n2", encode_request(CALLER, ReadIndex()), WITHIN)
 
         assert authority.seen == []
 
@@ -189,15 +189,14 @@ async def test_a_node_outside_the_peer_list_is_refused() -> None:
         channel("n1", {"n2": serving.address}, Authority()) as asking,
     ):
         with pytest.raises(CommitUnknown):
-            await asking.send("n2", encode_request(CALLER, ReadIndex()), 5.0)
+            await asking.send("n2", encode_request(CALLER, ReadIndex()), WITHIN)
 
     assert authority.seen == []
 
 
-async def test_a_frame_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "FRAME_MAX", 100)
-    async with pair() as (asking, authority):
-        frame = await asking.send("n2", encode_request(CALLER, SignLeaves(("x" * 200,))), 5.0)
+async def test_a_frame_that_is_too_large_is_refused() -> None:
+    async with pair(frame_max=100) as (asking, authority):
+        frame = await asking.send("n2", encode_request(CALLER, SignLeaves(("x" * 200,))), WITHIN)
 
         with pytest.raises(CaserverError, match="larger than"):
             decode_answer(frame)

@@ -16,8 +16,7 @@ from caserver.errors import (
     Unavailable,
 )
 from caserver.fields import Secret
-from caserver.forwarding import leader as forwarding
-from caserver.forwarding.leader import Leader
+from caserver.forwarding.leader import Leader, Patience
 from caserver.requests import (
     Answer,
     Caller,
@@ -80,7 +79,12 @@ class Node:
     """A Leader with everything around it scripted."""
 
     def __init__(
-        self, *, local: Script | None = None, remote: Script | None = None, broken: list[CaserverError] | None = None
+        self,
+        *,
+        local: Script | None = None,
+        remote: Script | None = None,
+        broken: list[CaserverError] | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.clock = ManualClock()
         self.other = FakeLog("n2", leader=remote is not None)
@@ -90,7 +94,7 @@ class Node:
         self.local = local or Script(SIGNED)
         self.hop = ScriptedHop(remote or Script(SIGNED), broken)
         self.leader = Leader(
-            self.log, execute=self.local, hop=self.hop, clock=self.clock, entropy=SeededEntropy(), hold_timeout=7.0
+            self.log, execute=self.local, hop=self.hop, clock=self.clock, entropy=SeededEntropy(), patience=patience
         )
 
 
@@ -247,17 +251,16 @@ async def test_signing_whose_outcome_stays_open_ends_as_no_leader() -> None:
     assert isinstance(await outcome(node, SIGN), NoLeader)
 
 
-async def test_a_silent_leader_is_given_up_when_another_is_elected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarding, "_SUSPICION", 0.01)
+async def test_a_silent_leader_is_given_up_when_another_is_elected() -> None:
     silence = asyncio.Event()
 
     async def never() -> Answer:
         await silence.wait()
         return SIGNED
 
-    node = Node(local=Script(SIGNED), remote=Script(never))
+    node = Node(local=Script(SIGNED), remote=Script(never), patience=Patience(suspicion=0.0))
     task = asyncio.ensure_future(node.leader.execute(CALLER, SIGN))
-    await asyncio.wait((task,), timeout=0.05)
+    await settle()
 
     assert not task.done()
     node.log.become_leader()
@@ -265,9 +268,8 @@ async def test_a_silent_leader_is_given_up_when_another_is_elected(monkeypatch: 
     assert task.result() == SIGNED
 
 
-async def test_only_so_many_calls_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarding, "HELD_MAX", 2)
-    node = Node()
+async def test_only_so_many_calls_are_held() -> None:
+    node = Node(patience=Patience(held_max=2))
     node.log.step_down()
     tasks = [asyncio.ensure_future(node.leader.execute(CALLER, SIGN)) for _ in range(3)]
     await settle()
@@ -279,9 +281,8 @@ async def test_only_so_many_calls_are_held(monkeypatch: pytest.MonkeyPatch) -> N
     assert await node.leader.execute(CALLER, SIGN) == SIGNED
 
 
-async def test_only_so_many_bytes_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarding, "HELD_BYTES_MAX", 5)
-    node = Node()
+async def test_only_so_many_bytes_are_held() -> None:
+    node = Node(patience=Patience(held_bytes_max=5))
     node.log.step_down()
 
     with pytest.raises(Unavailable, match="too many calls"):
