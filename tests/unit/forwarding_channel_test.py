@@ -36,7 +36,12 @@ class Authority:
 
 @asynccontextmanager
 async def channel(
-    node: str, addresses: dict[str, tuple[str, int]], authority: Authority, keyring: Keyring = OURS, **limits: int
+    node: str,
+    addresses: dict[str, tuple[str, int]],
+    authority: Authority,
+    *,
+    keyring: Keyring = OURS,
+    frame_max: int = 1 << 20,
 ) -> AsyncIterator[Channel]:
     made = Channel(
         NodeIdentity(keyring, node, NODES),
@@ -44,7 +49,7 @@ async def channel(
         peers=addresses,
         bind=("127.0.0.1", 0),
         serve=authority.execute,
-        **limits,
+        frame_max=frame_max,
     )
     await made.start()
     try:
@@ -55,14 +60,14 @@ async def channel(
 
 @asynccontextmanager
 async def pair(
-    *, client: str = "n1", server: str = "n2", dialled: str = "n2", keyring: Keyring = OURS, **limits: int
+    *, client: str = "n1", server: str = "n2", dialled: str = "n2", keyring: Keyring = OURS, frame_max: int = 1 << 20
 ) -> AsyncIterator[tuple[Channel, Authority]]:
     """A client end, and a server end that it knows as ``dialled``."""
     authority = Authority()
     others = dict.fromkeys(NODES, ("127.0.0.1", 1))
     async with (
-        channel(server, others, authority, **limits) as serving,
-        channel(client, others | {dialled: serving.address}, Authority(), keyring) as asking,
+        channel(server, others, authority, frame_max=frame_max) as serving,
+        channel(client, others | {dialled: serving.address}, Authority(), keyring=keyring) as asking,
     ):
         yield asking, authority
 
