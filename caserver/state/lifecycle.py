@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from caserver.raft.ports import Leadership
 from caserver.state.model import HOUR, REQUEST_IDS_KEPT, CARoot, CAState, Index, Retiring, RootID
+from caserver.state.repeats import earlier
 
 RENEW_WINDOW_MIN = 30.0  # seconds; Consul spreads renewals after a root change over this much
 RENEW_PAUSE_MIN = 5.0  # seconds from one renewal of a leaf to the next at least
@@ -86,8 +87,8 @@ def _expiries(state: CAState) -> Iterator[int]:
     """Instants from which on something can be forgotten."""
     for hour in state.ledger.hours:
         yield (hour + 1) * HOUR
-    for record in state.requests.values():
-        yield record.at + REQUEST_IDS_KEPT + 1
+    for request_id in earlier(state.requests):
+        yield state.requests[request_id].at + REQUEST_IDS_KEPT + 1
     if state.acl.next_expiry is not None:
         yield state.acl.next_expiry
 

@@ -22,7 +22,8 @@ BackendFacts = tuple[tuple[str, str], ...]  # what a provider finds its things b
 
 HOUR = 3600  # seconds; expiry buckets of the ledger's leaves
 HISTORY_MAX = 50  # configurations kept for undo and for "who changed what"
-REQUEST_IDS_KEPT = 600  # seconds a request id is remembered
+REQUEST_IDS_KEPT = 600  # seconds a request id is remembered at least, by the clocks of the leaders
+REQUEST_IDS_MIN = 1000  # the latest of them are remembered whatever a clock says: it may have been set forward
 
 
 @dataclass(frozen=True, slots=True)

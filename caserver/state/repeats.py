@@ -6,7 +6,7 @@ from immutables import Map
 
 from caserver.state.commands import Reason, Refused
 from caserver.state.ledger import without
-from caserver.state.model import REQUEST_IDS_KEPT, CAState, Index, RequestRecord
+from caserver.state.model import REQUEST_IDS_KEPT, REQUEST_IDS_MIN, CAState, Index, RequestRecord
 
 
 def next_index(state: CAState) -> Index:
@@ -30,5 +30,16 @@ def with_request(state: CAState, request_id: str, record: RequestRecord) -> Map[
 
 
 def recent(requests: Map[str, RequestRecord], now: int) -> Map[str, RequestRecord]:
-    """The requests that are still remembered at ``now``."""
-    return without(requests, [key for key, record in requests.items() if record.at + REQUEST_IDS_KEPT < now])
+    """The requests that are still remembered at ``now``.
+
+    A call is held for a minute at most. Ten minutes by a clock that was set forward meanwhile may be less than that, but
+    nobody makes ``REQUEST_IDS_MIN`` other changes in it.
+    """
+    return without(requests, [key for key in earlier(requests) if requests[key].at + REQUEST_IDS_KEPT < now])
+
+
+def earlier(requests: Map[str, RequestRecord]) -> list[str]:
+    """The ids but for the latest ``REQUEST_IDS_MIN``, in the order of the log: those that time makes forgotten."""
+    if len(requests) <= REQUEST_IDS_MIN:
+        return []
+    return sorted(requests, key=lambda request_id: requests[request_id].index)[:-REQUEST_IDS_MIN]

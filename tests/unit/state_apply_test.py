@@ -28,7 +28,16 @@ from caserver.state.commands import (
     SetConfiguration,
     SetIntermediate,
 )
-from caserver.state.model import HISTORY_MAX, HOUR, REQUEST_IDS_KEPT, CAState, Index, RootID
+from caserver.state.model import (
+    HISTORY_MAX,
+    HOUR,
+    REQUEST_IDS_KEPT,
+    REQUEST_IDS_MIN,
+    CAState,
+    Index,
+    RequestRecord,
+    RootID,
+)
 from caserver.state.sealing import sealed_values
 from tests.testkit.states import (
     CLUSTER_ID,
@@ -234,6 +243,14 @@ class TestActivateRoot:
         assert refused(busy, ActivateRoot("r1", NOW, 1, new_root(""), None)).reason == Reason.INVALID
 
 
+def with_requests(state: CAState, count: int) -> CAState:
+    """The state after so many later changes, as far as their ids go."""
+    records = {
+        f"later-{number}": RequestRecord(NOW, Index(state.index + number + 1), "configured") for number in range(count)
+    }
+    return replace(state, index=Index(state.index + count), requests=state.requests.update(records))
+
+
 class TestRequests:
     def test_repeated_id_reports_the_first_record(self):
         state = initialized()
@@ -258,13 +275,19 @@ class TestRequests:
 
         assert reasons == {Reason.DUPLICATE_REQUEST}
 
-    def test_ids_are_forgotten_after_ten_minutes(self):
-        state = initialized()
-        done = applied(state, configure(state, "r1"))
+    def test_the_earlier_ones_of_many_ids_are_forgotten_after_ten_minutes(self):
+        done = with_requests(applied(initialized(), configure(initialized(), "r1")), REQUEST_IDS_MIN)
 
         assert "r1" in applied(done, ExpireLeaves(NOW + REQUEST_IDS_KEPT)).requests
         assert "r1" not in applied(done, ExpireLeaves(NOW + REQUEST_IDS_KEPT + 1)).requests
         assert "r1" not in applied(done, configure(done, "r2", at=NOW + REQUEST_IDS_KEPT + 1)).requests
+
+    def test_a_clock_that_was_set_forward_makes_nobody_forget_the_latest_ids(self):
+        done = with_requests(applied(initialized(), configure(initialized(), "r1")), REQUEST_IDS_MIN - 2)
+        far = NOW + 365 * DAY
+        later = applied(applied(done, configure(done, "r2", at=far)), ExpireLeaves(far))
+
+        assert refused(later, configure(later, "r1", at=far)).reason == Reason.DUPLICATE_REQUEST
 
 
 class TestConfiguration:

@@ -24,7 +24,7 @@ from caserver.state.lifecycle import (
     renew_window,
     roots_index,
 )
-from caserver.state.model import HOUR, REQUEST_IDS_KEPT, CAState, Effective
+from caserver.state.model import HOUR, REQUEST_IDS_KEPT, REQUEST_IDS_MIN, CAState, Effective, Index, RequestRecord
 from tests.testkit.states import (
     DAY,
     NOW,
@@ -107,10 +107,14 @@ def test_leaves_expire_by_the_hour():
     assert due(applied(state, ExpireLeaves(NOW + HOUR)), NOW + HOUR) is None
 
 
-def test_request_ids_expire():
-    state = initialized()
+def test_request_ids_expire_when_there_are_many_later_ones():
+    few = initialized()
+    records = {f"r{number}": RequestRecord(NOW, Index(100 + number), "configured") for number in range(REQUEST_IDS_MIN)}
+    state = replace(few, requests=few.requests.update(records))
 
+    assert due(few, NOW + REQUEST_IDS_KEPT + 1) is None
     assert due(state, NOW + REQUEST_IDS_KEPT) is None
+    assert next_due(state, NOW) == REQUEST_IDS_KEPT + 1
     assert due(state, NOW + REQUEST_IDS_KEPT + 1) == Expire()
     assert due(applied(state, ExpireLeaves(NOW + REQUEST_IDS_KEPT + 1)), NOW + DAY) is None
 
