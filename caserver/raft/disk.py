@@ -11,11 +11,13 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 LOCK_FILE = "lock"
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
+_SPARE = 2  # descriptors kept for a want of them: a journal that cannot be rewritten would end the node
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW  # a link planted in the directory must not redirect what is written
 
 
@@ -38,7 +40,8 @@ class PosixDisk:
         self._unlisted: set[str] = set()  # files whose directory entry is not durable yet
         self._lock: int | None = None
         # Held from the start: nothing that is under way may fail for want of a descriptor.
-        self._listing: int | None = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._listing: int | None = self._open_listing()
+        self._spare: list[int] = [self._open_listing() for _ in range(_SPARE)]
 
     def __repr__(self) -> str:
         return f"PosixDisk({str(self._directory)!r})"
@@ -46,11 +49,13 @@ class PosixDisk:
     def read(self, name: str) -> bytes | None:
         """The whole file, or None if there is none."""
         try:
-            descriptor = os.open(self._directory / name, os.O_RDONLY | _OPEN)
+            descriptor = self._open(name, os.O_RDONLY)
         except FileNotFoundError:
             return None
         with os.fdopen(descriptor, "rb") as file:
-            return file.read()
+            content = file.read()
+        self._save_spare()
+        return content
 
     def append(self, name: str, data: bytes) -> None:
         """Append all of ``data``, creating the file if needed; after an OSError a part of it may be there."""
@@ -71,17 +76,17 @@ class PosixDisk:
             path.unlink(missing_ok=True)
             self._sync_directory()
             return
-        temporary = self._directory / f"{name}.new"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | _OPEN
-        descriptor = os.open(temporary, flags, _FILE_MODE)
+        temporary = f"{name}.new"
+        descriptor = self._open(temporary, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC)
         try:
             _write_all(descriptor, data)
             os.fsync(descriptor)
-            temporary.rename(path)
+            (self._directory / temporary).rename(path)
         except BaseException:
             os.close(descriptor)
             raise
         self._take_over(name, descriptor)
+        self._save_spare()
         self._sync_directory()
 
     def _take_over(self, name: str, descriptor: int) -> None:
@@ -121,17 +126,37 @@ class PosixDisk:
         if self._listing is not None:
             os.close(self._listing)
             self._listing = None
+        while self._spare:
+            os.close(self._spare.pop())
 
     def _append_descriptor(self, name: str) -> int:
         held = self._appending.get(name)
         if held is not None:
             return held
-        path = self._directory / name
-        if not path.exists():
+        if not (self._directory / name).exists():
             self._unlisted.add(name)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _OPEN
-        descriptor = self._appending[name] = os.open(path, flags, _FILE_MODE)
+        descriptor = self._appending[name] = self._open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         return descriptor
+
+    def _open(self, name: str, flags: int) -> int:
+        """A new descriptor; where others took the last one of the process or of the machine, a spare one makes room."""
+        path = self._directory / name
+        try:
+            return os.open(path, flags | _OPEN, _FILE_MODE)
+        except OSError as exc:
+            if exc.errno not in {errno.EMFILE, errno.ENFILE} or not self._spare:
+                raise
+        os.close(self._spare.pop())
+        return os.open(path, flags | _OPEN, _FILE_MODE)
+
+    def _open_listing(self) -> int:
+        return os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _save_spare(self) -> None:
+        """Take a descriptor back for the next want, where there is one: what was opened last is closed again."""
+        with suppress(OSError):
+            while self._listing is not None and len(self._spare) < _SPARE:
+                self._spare.append(self._open_listing())
 
     def _forget(self, name: str) -> None:
         descriptor = self._appending.pop(name, None)

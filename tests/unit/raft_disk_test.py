@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from caserver.raft.disk import MemoryDisk, PosixDisk
+from tests.testkit.descriptors import no_more_descriptors
 
 AnyDisk = PosixDisk | MemoryDisk
 
@@ -177,3 +178,22 @@ def test_a_replacement_for_which_there_is_no_descriptor_changes_nothing(tmp_path
     disk.close()
 
     assert (tmp_path / "log").read_bytes() == b"former content"
+
+
+def test_files_are_replaced_and_read_although_others_took_every_descriptor(tmp_path: Path) -> None:
+    disk = PosixDisk(tmp_path)
+    disk.append("log", b"former")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with no_more_descriptors():
+        for number in range(3):
+            disk.replace("log", b"new %d" % number)
+            disk.replace("marker", b"%d" % number)
+            assert disk.read("marker") == b"%d" % number
+        disk.append("log", b"er")
+        disk.datasync("log")
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    disk.close()
+
+    assert held == before
+    assert (tmp_path / "log").read_bytes() == b"new 2er"
+    assert len(list(Path("/proc/self/fd").iterdir())) < before
