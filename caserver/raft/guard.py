@@ -268,6 +268,15 @@ class Guard:
         """Whether ``peer`` said that it has its log."""
         return self.peers[peer].standing in _VOTERS
 
+    def has_vote(self, peer: str) -> bool:
+        """Whether ``peer`` has a vote as far as is known here.
+
+        A log with entries says that every listed node was a voter when it began; one that has not been heard since this
+        node started counts as what it was then.
+        """
+        founded = self._reactions.standing() is Standing.MEMBER
+        return self.is_voter(peer) or (founded and self.peers[peer].standing is Standing.UNKNOWN)
+
     def all_without_entries(self) -> bool:
         """Whether every listed peer reported, in this life of this node, that it never held an entry."""
         return all(view.standing in _WITHOUT_ENTRIES for view in self.peers.values())

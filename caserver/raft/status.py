@@ -76,7 +76,7 @@ def _peer_status(core: Core, guard: Guard, peer: str, view: PeerView, now: float
     entry = core.entry(match)
     return PeerStatus(
         connected=view.announced,
-        voter=guard.is_voter(peer),
+        voter=guard.has_vote(peer),
         last_contact=now - view.heard if view.life else None,
         steady_for=now - max(view.since, view.linked),
         last_index=match,

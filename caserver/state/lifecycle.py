@@ -6,12 +6,21 @@ checked again by apply, with the same rules from this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from caserver.raft.ports import Leadership
-from caserver.state.model import HOUR, REQUEST_IDS_KEPT, CARoot, CAState, Index, Retiring, RootID
-from caserver.state.repeats import earlier
+from caserver.state.model import (
+    HOUR,
+    REQUEST_IDS_KEPT,
+    REQUEST_IDS_MIN,
+    CARoot,
+    CAState,
+    Index,
+    RequestRecord,
+    Retiring,
+    RootID,
+)
 
 RENEW_WINDOW_MIN = 30.0  # seconds; Consul spreads renewals after a root change over this much
 RENEW_PAUSE_MIN = 5.0  # seconds from one renewal of a leaf to the next at least
@@ -91,6 +100,13 @@ def _expiries(state: CAState) -> Iterator[int]:
         yield state.requests[request_id].at + REQUEST_IDS_KEPT + 1
     if state.acl.next_expiry is not None:
         yield state.acl.next_expiry
+
+
+def earlier(requests: Mapping[str, RequestRecord]) -> list[str]:
+    """The ids but for the latest ``REQUEST_IDS_MIN``, in the order of the log: those that time makes forgotten."""
+    if len(requests) <= REQUEST_IDS_MIN:
+        return []
+    return sorted(requests, key=lambda request_id: requests[request_id].index)[:-REQUEST_IDS_MIN]
 
 
 def live_services(state: CAState, now: int) -> int:

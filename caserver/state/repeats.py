@@ -6,7 +6,8 @@ from immutables import Map
 
 from caserver.state.commands import Reason, Refused
 from caserver.state.ledger import without
-from caserver.state.model import REQUEST_IDS_KEPT, REQUEST_IDS_MIN, CAState, Index, RequestRecord
+from caserver.state.lifecycle import earlier
+from caserver.state.model import REQUEST_IDS_KEPT, CAState, Index, RequestRecord
 
 
 def next_index(state: CAState) -> Index:
@@ -36,10 +37,3 @@ def recent(requests: Map[str, RequestRecord], now: int) -> Map[str, RequestRecor
     nobody makes ``REQUEST_IDS_MIN`` other changes in it.
     """
     return without(requests, [key for key in earlier(requests) if requests[key].at + REQUEST_IDS_KEPT < now])
-
-
-def earlier(requests: Map[str, RequestRecord]) -> list[str]:
-    """The ids but for the latest ``REQUEST_IDS_MIN``, in the order of the log: those that time makes forgotten."""
-    if len(requests) <= REQUEST_IDS_MIN:
-        return []
-    return sorted(requests, key=lambda request_id: requests[request_id].index)[:-REQUEST_IDS_MIN]

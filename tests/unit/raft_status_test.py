@@ -61,6 +61,21 @@ def test_a_wiped_server_is_shown_without_a_vote_until_it_is_promoted() -> None:
     assert [shown(name) for name in "ABC"] == [{"A": True, "B": True, "C": True}] * 3
 
 
+def test_a_server_that_was_not_heard_since_the_start_has_the_vote_that_the_log_says() -> None:
+    lab = Lab("ABC")
+    lab.elect("A")
+    committed(lab, "A", 5)
+    lab.crash("C")
+    lab.start("B", lab.crash("B"))
+    lab.run(3.0)
+    peers = lab["B"].engine.status().peers
+
+    assert peers["C"].last_contact is None
+    assert peers["C"].voter
+    fresh = Lab("ABC", founded=False)
+    assert not any(each.voter for each in fresh["A"].engine.status().peers.values())
+
+
 def test_a_peer_that_falls_silent_ages_and_lags() -> None:
     lab = Lab("ABC")
     lab.elect("A")
