@@ -11,6 +11,7 @@ import logging
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
@@ -36,6 +37,7 @@ __all__ = ["ApiServer", "Listener", "NodeView", "Readiness"]
 BODY_DEADLINE = 30.0  # seconds for a whole request body
 IDLE_DEADLINE = 120.0  # seconds for the head of a request and between two requests of a connection
 SHUTDOWN_DEADLINE = 10.0  # seconds for requests in progress when the server closes
+FLUSH_DEADLINE = 1.0  # seconds for answers that are made to leave then
 CONNECTIONS_PER_CLIENT = 200
 CONNECTIONS = 1024
 _TEXT = "text/plain; charset=utf-8"
@@ -145,6 +147,8 @@ class ApiServer:
         self._hosts = hosts or Hosts()
         self._http: _HttpServer | None = None
         self._writes: set[asyncio.Task[Reply]] = set()
+        self._under_way = 0  # requests whose answer is not made yet
+        self._closing: asyncio.Event | None = None  # set when none is
 
     async def start(self) -> None:
         """Bind every listener; OSError if an address cannot be bound (then none is)."""
@@ -195,18 +199,33 @@ class ApiServer:
             return
         for each in http.served:
             each.listening.close()
+        # aiohttp's own way of closing drops what arrives of a request that it waits for.
+        self._closing = asyncio.Event()
+        if self._under_way:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._closing.wait()
         http.pre_shutdown()
-        await http.shutdown(grace)
+        await http.shutdown(FLUSH_DEADLINE)
         for each in http.served:
             await each.listening.wait_closed()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The edge: every request ends in an answer here, whatever happens below."""
-        route, reply = await self._answer(request)
+        self._under_way += 1
+        try:
+            route, reply = await self._answer(request)
+        finally:
+            self._under_way -= 1
+            if self._closing is not None and not self._under_way:
+                self._closing.set()
         path = _ELSEWHERE if route is None else route.path
         method = request.method if route is not None and request.method in route.handlers else _ELSEWHERE
         self._node.requests[path, method, reply.status] += 1
-        return _respond(request, reply, vary=route is not None)
+        response = _respond(request, reply, vary=route is not None)
+        if self._closing is not None:
+            response.force_close()
+        return response
 
     async def _answer(self, request: web.BaseRequest) -> tuple[Route | None, Reply]:
         target = request.raw_path

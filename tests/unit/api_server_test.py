@@ -468,6 +468,25 @@ async def test_closing_the_server_ends_blocking_queries() -> None:
         assert await waiting == b""
 
 
+async def test_closing_the_server_takes_in_the_rest_of_a_request_and_answers_it() -> None:
+    async with running() as world:
+        reader, writer = await asyncio.open_connection(*world.server.addresses[0])
+        body = b"no request"
+        writer.write(f"PUT {SIGN} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n".encode())
+        writer.write(b"Expect: 100-continue\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+        closing = asyncio.ensure_future(world.server.close())
+        await settle()
+        assert not closing.done()
+        writer.write(body)
+        answer = await reader.read()
+        await closing
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"Connection: close" in answer
+
+
 async def test_beyond_the_cap_a_blocking_query_is_turned_away() -> None:
     async with running() as world:
         await world.server.close()
