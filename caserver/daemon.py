@@ -40,6 +40,7 @@ from caserver.leaf_cache import LeafCache
 from caserver.listeners import Front, front
 from caserver.own_secret import own_secret
 from caserver.providers.builtin import builtin_kind
+from caserver.providers.vault.kind import POOL_SIZE, vault_kind
 from caserver.raft.journal import JournalFailed
 from caserver.raft.ports import Seals
 from caserver.raft.thread import RaftSettings, RaftThread
@@ -202,7 +203,7 @@ class _Agent:
         raft = await self._start_log(stack, keyring)
         authority = Authority(
             raft,
-            providers=Providers({"consul": builtin_kind(self._clock, self._entropy, workers)}),
+            providers=self._providers(stack, workers),
             keyring=keyring,
             clock=self._clock,
             entropy=self._entropy,
@@ -266,6 +267,13 @@ class _Agent:
         await raft.start()
         stack.push_async_callback(self._stop_log, raft)
         return raft
+
+    def _providers(self, stack: AsyncExitStack, workers: ThreadWorkers) -> Providers:
+        """Every kind of CA provider; calls to Vault wait in threads of their own and hold up nothing else."""
+        vault_workers = ThreadWorkers(POOL_SIZE)
+        stack.callback(vault_workers.close)
+        vault = vault_kind(_vault_local(self._config), clock=self._clock, workers=vault_workers)
+        return Providers({"consul": builtin_kind(self._clock, self._entropy, workers), "vault": vault})
 
     def _channel(self, identity: NodeIdentity, operations: Operations) -> Channel:
         config = self._config

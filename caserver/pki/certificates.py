@@ -76,14 +76,14 @@ def serial_from(raw16: bytes) -> int:
     return int.from_bytes(raw16, "big") & (2**126 - 1) | 2**126
 
 
-def root_common_name(trust_domain: str, raw: bytes) -> str:
-    """``pri-<8 of base 36>.consul.ca.<8 of the cluster id>.consul``; ``raw`` is 8 or more random bytes."""
+def root_common_name(trust_domain: str, raw: bytes, *, provider: str = "consul") -> str:
+    """``pri-<8 of base 36>.<provider>.ca.<8 of the cluster id>.consul``; ``raw`` is 8 or more bytes."""
     number = int.from_bytes(raw, "big")
     letters = ""
     for _ in range(ROOT_NAME_LETTERS):
         number, digit = divmod(number, len(_BASE36))
         letters += _BASE36[digit]
-    return f"pri-{letters}.consul.ca.{trust_domain[:8]}.consul"
+    return f"pri-{letters}.{provider}.ca.{trust_domain[:8]}.consul"
 
 
 @lru_cache(maxsize=256)

@@ -214,6 +214,31 @@ def client_context(
     return context
 
 
+def backend_context(
+    *,
+    ca_pems: Iterable[str] = (),
+    cert_chain_pem: str | None = None,
+    key_pem: Secret | None = None,
+    verify: bool = True,
+) -> ssl.SSLContext:
+    """A context for connecting to a server that others run: by host name, TLS 1.2 or later.
+
+    Without ``ca_pems`` the machine's own store decides; without ``verify`` anybody may answer. ``ssl.SSLError`` or
+    ValueError if the material does not fit together.
+    """
+    context = _floor(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), TLS12)
+    authorities = "\n".join(ca_pems)
+    if authorities:
+        context.load_verify_locations(cadata=authorities)
+    else:
+        context.load_default_certs()
+    context.check_hostname = verify
+    context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
+    if cert_chain_pem is not None and key_pem is not None:
+        _load_identity(context, cert_chain_pem, key_pem)
+    return context
+
+
 def _floor(context: ssl.SSLContext, minimum: ssl.TLSVersion) -> ssl.SSLContext:
     if minimum < TLS12:
         raise ValueError("TLS below 1.2 is not offered")

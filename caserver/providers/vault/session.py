@@ -1,0 +1,493 @@
+"""Requests to one Vault server, and the token that they carry: the only user of hvac.
+
+Calls run in a bounded pool of threads, each with a time-out of its own and all under one deadline. What the server says is
+judged by status and by a fixed list of phrases: its bodies, tokens and anything that a network error quotes never reach a
+message. Redirects are not followed and the environment (proxies, netrc, VAULT_*) is not consulted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import hvac
+import requests
+import requests.adapters
+import structlog
+import urllib3
+
+from caserver.environment import Clock, Workers, within
+from caserver.errors import InvalidConfig, ProviderRefused, ProviderUnavailable
+from caserver.fields import Secret
+from caserver.pki.tls import backend_context
+from caserver.providers.vault.endpoint import Endpoint, token_problem
+from caserver.providers.vault.login import login_request
+
+CONNECT_TIMEOUT = 2.0  # seconds
+DEADLINE = 10.0  # seconds of one call, waiting for a thread included
+LOGIN_PAUSE = 5.0  # seconds between two logins, so that a missing permission does not become a storm of them
+_SLACK = 1.0  # seconds that a thread's own time-out may lie behind the caller's deadline
+
+_log = structlog.get_logger(__name__)
+
+
+class Reason(StrEnum):
+    """What a server can mean by a refusal, in our words."""
+
+    NO_DEFAULT_ISSUER = "no issuer is the default there"
+    UNKNOWN_ISSUER = "the issuer does not exist (any more)"
+    NAME_IN_USE = "the name is in use already"
+    PATH_IN_USE = "the path is in use already"
+    NO_SUCH_MOUNT = "nothing is mounted there"
+    UNKNOWN_NAMESPACE = "the namespace does not exist"
+    UNKNOWN_ROLE = "the role does not exist"
+    SPEAKS_TLS = "the server speaks TLS there, the address must begin with https://"
+    NOT_RENEWABLE = "the token cannot be renewed"
+    BEYOND_ISSUER = "the certificate would outlive its issuer"
+    PATH_LENGTH = "the issuer may not sign CA certificates (its path length is 0)"
+    DENIED = "permission denied"
+    NAMES = "the role does not allow the names"
+    KEY = "the role does not allow the key"
+
+
+# Longest first where one phrase holds another.
+_PHRASES: tuple[tuple[str, Reason], ...] = (
+    ("no default issuer", Reason.NO_DEFAULT_ISSUER),
+    ("unable to find pki issuer", Reason.UNKNOWN_ISSUER),
+    ("name already in use", Reason.NAME_IN_USE),
+    ("path is already in use", Reason.PATH_IN_USE),
+    ("existing mount at", Reason.PATH_IN_USE),
+    ("no secret engine mount at", Reason.NO_SUCH_MOUNT),
+    ("no handler for route", Reason.NO_SUCH_MOUNT),
+    ("namespace not found", Reason.UNKNOWN_NAMESPACE),
+    ("unknown role", Reason.UNKNOWN_ROLE),
+    ("client sent an http request to an https server", Reason.SPEAKS_TLS),
+    ("lease is not renewable", Reason.NOT_RENEWABLE),
+    ("batch tokens cannot be renewed", Reason.NOT_RENEWABLE),
+    ("is beyond the expiration of the ca certificate", Reason.BEYOND_ISSUER),
+    ("max path length of zero", Reason.PATH_LENGTH),
+    ("permission denied", Reason.DENIED),
+    ("alternative names were provided", Reason.NAMES),
+    ("common name", Reason.NAMES),
+    ("requires keys of type", Reason.KEY),
+)
+_GOES_ON = frozenset({Reason.NO_DEFAULT_ISSUER, Reason.UNKNOWN_ISSUER})  # told with a 500, and yet an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said to one request."""
+
+    status: int
+    data: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    auth: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of a login or a renewal
+    text: str = field(default="", repr=False)  # the body, where it is not JSON
+    reasons: frozenset[Reason] = frozenset()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the server did what it was asked."""
+        return self.status < HTTPStatus.BAD_REQUEST
+
+    @property
+    def denied(self) -> bool:
+        """Whether the token may not do it, or counts for nothing."""
+        return self.status == HTTPStatus.FORBIDDEN
+
+    @property
+    def why(self) -> str:
+        """The refusal in our words."""
+        known = ", ".join(sorted(self.reasons))
+        return known or f"status {self.status}; Vault's own log says why"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """How long the token in use lives."""
+
+    ttl: int  # seconds left when it was learnt; 0 = it does not expire
+    renewable: bool
+    learnt_at: float  # monotonic instant
+
+    def left(self, monotonic: float) -> float:
+        """Seconds left; negative once it is over. Meaningless for a token that does not expire."""
+        return self.ttl - (monotonic - self.learnt_at)
+
+
+@dataclass(slots=True)
+class _Wire:
+    """Open connections: one pool for all namespaces, and a client for each."""
+
+    http: requests.Session
+    clients: dict[str, Any] = field(default_factory=dict)
+
+
+class VaultSession:
+    """One server as one identity."""
+
+    def __init__(self, endpoint: Endpoint, *, clock: Clock, workers: Workers, pool_size: int) -> None:
+        self.endpoint = endpoint
+        self._clock = clock
+        self._workers = workers
+        self._pool_size = pool_size
+        self._wire: _Wire | None = None
+        self._opening = asyncio.Lock()
+        self._token: Secret | None = endpoint.token
+        self._lease: Lease | None = None
+        self._logged_in_at: float | None = None
+        self._login_lock = asyncio.Lock()
+
+    @property
+    def lease(self) -> Lease | None:
+        """What is known of the token's life; None until the server was asked."""
+        return self._lease
+
+    @property
+    def logs_in(self) -> bool:
+        """Whether another token can be had without an operator."""
+        return self.endpoint.login is not None or self.endpoint.token_file is not None
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        namespace: str | None = None,
+        deadline: float = DEADLINE,
+    ) -> Answer:
+        """One request below ``/v1/``, with a fresh login where the token was refused and one can be had.
+
+        A refusal (400, 403, 404) is an answer. ProviderUnavailable if there is none: unreachable, too late, sealed, failing.
+        InvalidConfig if this node's files cannot be used.
+        """
+        try:
+            return await within(self._clock, deadline, self._call(method, path, body, namespace, deadline))
+        except TimeoutError:
+            raise self._unavailable(f"did not answer within {deadline:g} s") from None
+
+    async def look_up(self) -> Answer:
+        """Ask the server about the token in use, and remember its lease."""
+        answer = await self.call("get", "auth/token/lookup-self")
+        if answer.ok:
+            self._learn(_whole(answer.data.get("ttl")), renewable=bool(answer.data.get("renewable")))
+        return answer
+
+    async def renew(self) -> Answer:
+        """Prolong the token by as much as it was made for."""
+        answer = await self.call("post", "auth/token/renew-self", {})
+        if answer.ok:
+            self._learn(_whole(answer.auth.get("lease_duration")), renewable=bool(answer.auth.get("renewable")))
+        return answer
+
+    async def log_in(self) -> None:
+        """Obtain a new token; ProviderRefused if the server does not give one."""
+        async with self._login_lock:
+            try:
+                await within(self._clock, DEADLINE, self._log_in(DEADLINE))
+            except TimeoutError:
+                raise self._unavailable(f"did not answer within {DEADLINE:g} s") from None
+
+    def close(self) -> None:
+        """Give the connections up."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.http.close()
+
+    async def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None, namespace: str | None, deadline: float
+    ) -> Answer:
+        wire = await self._open()
+        if self._token is None:
+            await self._renewed_token(None, deadline)
+        used = self._token
+        send = partial(self._send, wire, method, path, body, self._namespace(namespace), deadline)
+        answer = await send(used)
+        if answer.denied and self.logs_in and await self._renewed_token(used, deadline):
+            answer = await send(self._token)
+        if answer.denied or answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return answer
+        raise self._unavailable(await self._health(wire, deadline) or f"failed (status {answer.status})")
+
+    def _namespace(self, namespace: str | None) -> str:
+        return self.endpoint.namespace if namespace is None else namespace
+
+    async def _renewed_token(self, refused: Secret | None, deadline: float) -> bool:
+        """Whether there is another token now than the one that was refused; logins come one at a time and not in storms."""
+        async with self._login_lock:
+            if self._token is not None and self._token != refused:
+                return True  # somebody else was here before
+            last = self._logged_in_at
+            if refused is not None and last is not None and self._clock.monotonic() - last < LOGIN_PAUSE:
+                return False
+            await self._log_in(deadline)
+            return self._token != refused
+
+    async def _log_in(self, deadline: float) -> None:
+        login = self.endpoint.login
+        self._logged_in_at = self._clock.monotonic()
+        if login is None:
+            path = self.endpoint.token_file
+            self._token = None if path is None else await self._workers.run(_token_in, path)
+            self._lease = None
+            return
+        params = {key: secret.reveal() for key, secret in login.params}
+        for key, path in login.files:
+            params[key] = (await self._workers.run(_text_of, path, f"AuthMethod.Params, the file of {key}")).strip()
+        request = login_request(login, params)
+        answer = await self._send(
+            await self._open(), "post", request.path, request.body, self.endpoint.namespace, deadline, None
+        )
+        token = answer.auth.get("client_token")
+        if not answer.ok or not isinstance(token, str) or token_problem(token) is not None:
+            raise ProviderRefused(
+                f"Vault at {self.endpoint.address} refused the {login.type} login at auth/{login.mount_path}: {answer.why}"
+            )
+        self._token = Secret(token)
+        self._learn(_whole(answer.auth.get("lease_duration")), renewable=bool(answer.auth.get("renewable")))
+        _log.info("logged in to Vault", address=self.endpoint.address, method=login.type)
+
+    def _learn(self, ttl: int, *, renewable: bool) -> None:
+        self._lease = Lease(ttl, renewable, self._clock.monotonic())
+
+    async def _open(self) -> _Wire:
+        if self._wire is not None:
+            return self._wire
+        async with self._opening:
+            if self._wire is None:
+                self._wire = await self._workers.run(_open_wire, self.endpoint, self._pool_size)
+            return self._wire
+
+    async def _send(
+        self,
+        wire: _Wire,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        namespace: str,
+        deadline: float,
+        token: Secret | None,
+    ) -> Answer:
+        client = _client(wire, self.endpoint, namespace)
+        # The token travels with the request and not with the client: it may be replaced while others are on their way.
+        headers = {} if token is None else {"X-Vault-Token": token.reveal()}
+        exchange = partial(_exchange, client, method, path, body, headers, deadline)
+        try:
+            return await self._workers.run(exchange)
+        except _Unreachable as exc:
+            raise self._unavailable(exc.words) from None
+
+    async def _health(self, wire: _Wire, deadline: float) -> str | None:
+        """Why a server fails, in its own health check's terms."""
+        answer = await self._send(wire, "get", "sys/health", None, "", deadline, None)
+        return _HEALTH.get(answer.status)
+
+    def _unavailable(self, words: str) -> ProviderUnavailable:
+        return ProviderUnavailable(f"Vault at {self.endpoint.address} {words}")
+
+
+_HEALTH: Mapping[int, str] = {
+    HTTPStatus.SERVICE_UNAVAILABLE: "is sealed",
+    HTTPStatus.NOT_IMPLEMENTED: "is not initialized",
+    HTTPStatus.TOO_MANY_REQUESTS: "is a standby that does not reach the active node",
+}
+
+
+class _Unreachable(Exception):
+    """No answer came; ``words`` say why and were written here."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words)
+        self.words = words
+
+
+def _exchange(
+    client: Any, method: str, path: str, body: Mapping[str, Any] | None, headers: dict[str, str], deadline: float
+) -> Answer:
+    """One request, in a worker's thread."""
+    timeout = (min(CONNECT_TIMEOUT, deadline), deadline + _SLACK)
+    try:
+        response = client.adapter.request(
+            method, f"/v1/{path}", headers=headers, json=body, timeout=timeout, raise_exception=False
+        )
+        return _judge(response)
+    except requests.RequestException as exc:
+        # Never its own text: that of a bad header quotes the token, that of a bad URL its credentials.
+        raise _Unreachable(_network_words(exc)) from None
+    except (urllib3.exceptions.HTTPError, UnicodeError, RecursionError):
+        raise _Unreachable("broke off in the middle of an answer, or does not speak HTTP") from None
+
+
+def _judge(response: requests.Response) -> Answer:
+    status = response.status_code
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        raise _Unreachable(
+            f"redirects ({status}), which is not followed: give the address of the active node or of what stands before all"
+        )
+    content = _decoded(response)
+    errors = content.get("errors") if isinstance(content, Mapping) else None
+    plain = response.content.decode("utf-8", "replace")
+    said = " ".join(str(each) for each in errors) if isinstance(errors, list) else plain
+    reasons = frozenset() if status < HTTPStatus.BAD_REQUEST else _reasons(said)
+    if Reason.SPEAKS_TLS in reasons:
+        raise _Unreachable("speaks TLS at this port: the address must begin with https://")
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and reasons & _GOES_ON:
+        status = HTTPStatus.NOT_FOUND
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        raise _Unreachable("turns requests away: its rate limit is reached")
+    if not isinstance(content, Mapping):
+        return Answer(status, text=plain if status < HTTPStatus.BAD_REQUEST else "", reasons=reasons)
+    data, auth = content.get("data"), content.get("auth")
+    return Answer(
+        status,
+        data=data if isinstance(data, Mapping) else {},
+        auth=auth if isinstance(auth, Mapping) else {},
+        reasons=reasons,
+    )
+
+
+def _reasons(said: str) -> frozenset[Reason]:
+    folded = said.lower()
+    return frozenset(reason for phrase, reason in _PHRASES if phrase in folded)
+
+
+def _decoded(response: requests.Response) -> object:
+    if not response.headers.get("Content-Type", "").startswith("application/json"):
+        return None
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _network_words(error: BaseException) -> str:
+    """Why nobody answered, in words of our own."""
+    seen: BaseException | None = error
+    timed_out = isinstance(error, requests.Timeout)
+    while seen is not None:
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return f"shows a certificate that is not accepted: {seen.verify_message}"
+        if isinstance(seen, ssl.SSLError):
+            return f"cannot be talked to through TLS ({seen.reason or 'handshake failed'})"
+        if isinstance(seen, socket.gaierror):
+            return "cannot be found: its name does not resolve"
+        if isinstance(seen, OSError) and seen.strerror and not isinstance(seen, requests.RequestException):
+            return f"cannot be reached: {seen.strerror}"
+        seen = _beneath(seen)
+    return "did not answer in time" if timed_out else "cannot be reached"
+
+
+def _beneath(error: BaseException) -> BaseException | None:
+    """What caused an error of urllib3 or requests, which wrap in three ways."""
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, BaseException):
+        return reason
+    nested = next((each for each in error.args if isinstance(each, BaseException)), None)
+    return nested or error.__cause__ or error.__context__
+
+
+class _Transport(requests.adapters.HTTPAdapter):
+    """Connections with a TLS context of our own, where requests would load its own bundle into it."""
+
+    def __init__(self, pool_size: int, context: ssl.SSLContext | None, server_name: str | None) -> None:
+        self._tls: dict[str, Any] = {} if context is None else {"ssl_context": context}
+        if context is not None and server_name is not None:
+            self._tls["server_hostname"] = server_name
+            if context.check_hostname:
+                self._tls["assert_hostname"] = server_name
+        super().__init__(pool_connections=1, pool_maxsize=pool_size, max_retries=0, pool_block=True)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:  # noqa: FBT001, FBT002  the signature is that of requests
+        super().init_poolmanager(connections, maxsize, block=block, **pool_kwargs, **self._tls)
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """Leave the context as it was made: requests would add its bundle of public CAs to it."""
+        if not verify:
+            conn.cert_reqs = "CERT_NONE"
+
+
+def _open_wire(endpoint: Endpoint, pool_size: int) -> _Wire:
+    """The connection pool; reads the files that the endpoint names."""
+    context = _context(endpoint) if endpoint.address.startswith("https://") else None
+    http = requests.Session()
+    http.trust_env = False
+    http.verify = not endpoint.tls_skip_verify
+    transport = _Transport(pool_size, context, endpoint.tls_server_name)
+    for prefix in ("https://", "http://"):
+        http.mount(prefix, transport)
+    if endpoint.tls_skip_verify and context is not None:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        _log.warning("the certificate of Vault is not verified, anybody may answer for it", address=endpoint.address)
+    return _Wire(http)
+
+
+def _client(wire: _Wire, endpoint: Endpoint, namespace: str) -> Any:
+    client = wire.clients.get(namespace)
+    if client is None:
+        client = hvac.Client(
+            url=endpoint.address,
+            token="",  # none of the environment's; each request carries its own
+            verify=not endpoint.tls_skip_verify,  # both this and the session's are needed: a true one wins
+            session=wire.http,
+            adapter=hvac.adapters.RawAdapter,
+            namespace=namespace or None,
+            allow_redirects=False,
+            strict_http=True,
+        )
+        wire.clients[namespace] = client
+    return client
+
+
+def _context(endpoint: Endpoint) -> ssl.SSLContext:
+    authorities = [endpoint.ca_cert] if endpoint.ca_cert else []
+    if endpoint.ca_file is not None:
+        authorities.append(_text_of(endpoint.ca_file, "CAFile"))
+    if endpoint.ca_path is not None:
+        authorities += [_text_of(path, "CAPath") for path in _files_in(endpoint.ca_path)]
+    certificate = None if endpoint.cert_file is None else _text_of(endpoint.cert_file, "CertFile")
+    key = None if endpoint.key_file is None else Secret(_text_of(endpoint.key_file, "KeyFile"))
+    try:
+        return backend_context(
+            ca_pems=authorities, cert_chain_pem=certificate, key_pem=key, verify=not endpoint.tls_skip_verify
+        )
+    except (ssl.SSLError, ValueError):
+        raise InvalidConfig(
+            "error configuring provider: the TLS files for Vault cannot be used\n"
+            "CAFile, CAPath, CACert, CertFile, KeyFile: one holds no PEM, or key and certificate do not belong together"
+        ) from None
+
+
+def _files_in(directory: Path) -> list[Path]:
+    try:
+        return sorted(path for path in directory.iterdir() if path.is_file())
+    except OSError as exc:
+        raise InvalidConfig(f"CAPath: {directory} cannot be read ({exc.strerror})") from exc
+
+
+def _token_in(path: Path) -> Secret:
+    token = _text_of(path, "TokenFile").strip()
+    problem = token_problem(token)
+    if problem is not None:
+        raise InvalidConfig(f"TokenFile: the token in {path} {problem}; write the token alone into it")
+    return Secret(token)
+
+
+def _text_of(path: Path, key: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise InvalidConfig(f"{key}: {path} cannot be read ({exc.strerror})") from exc
+    except UnicodeDecodeError:
+        raise InvalidConfig(f"{key}: {path} is not text") from None
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -1,0 +1,159 @@
+"""What keeps a Vault provider able to sign: its token renewed in time, and an eye on what others may change there."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import structlog
+
+from caserver.authority.ports import Tended
+from caserver.environment import Clock
+from caserver.errors import CaserverError, ProviderRefused, ProviderUnavailable
+from caserver.pki.certificates import describe
+from caserver.providers.vault.engine import PKIEngine
+from caserver.providers.vault.session import Answer, Lease, VaultSession
+
+LOOK_AGAIN = 30.0  # seconds while all is well
+LOOK_SOON = 5.0  # while something is not
+RENEW_AT = 1 / 3  # of a lease left: time for several tries
+
+Trouble = tuple[str, str]
+_log = structlog.get_logger(__name__)
+
+
+class Upkeep:
+    """Tends one provider that is in force."""
+
+    def __init__(
+        self,
+        session: VaultSession,
+        *,
+        clock: Clock,
+        root: PKIEngine,
+        root_pem: str,
+        signers: PKIEngine,
+        issuer: str,
+        signer_pem: str,
+        leaf_ttl: int,
+    ) -> None:
+        self._session = session
+        self._clock = clock
+        self._root = root
+        self._root_pem = root_pem
+        self._signers = signers
+        self._issuer = issuer
+        self._signer_pem = signer_pem
+        self._leaf_ttl = leaf_ttl
+        self._granted = 0.0  # seconds that the last grant of the token gave; 0: it was never prolonged here
+        self._not_renewed = ""  # why the last renewal failed
+
+    async def tend(self, now: datetime) -> Tended:
+        """One round: troubles, when to come again, and when the token ends."""
+        try:
+            troubles = await self._token(now)
+            if not troubles or troubles[0][0] != "vault-token-rejected":
+                troubles += [*await self._root_troubles(), *await self._signer_troubles(now)]
+        except ProviderUnavailable as exc:
+            troubles = [("vault-unavailable", exc.detail)]
+        except CaserverError as exc:
+            troubles = [("vault-refused", exc.detail)]
+        lease = self._session.lease
+        expires = self._expires(lease, now)
+        return Tended(
+            next_in=LOOK_SOON if troubles else self._rest(lease),
+            troubles=tuple(troubles),
+            token_expires_at=expires,
+        )
+
+    async def _token(self, now: datetime) -> list[Trouble]:
+        """Look at the token, prolong it or log in again when two thirds of its life are over."""
+        try:
+            answer = await self._session.look_up()
+        except ProviderRefused as exc:
+            return [("vault-token-rejected", exc.detail)]
+        if not answer.ok:
+            return [("vault-token-rejected", self._rejected(answer))]
+        lease = self._session.lease
+        if lease is None or lease.ttl == 0:
+            return []
+        if self._granted == 0.0 or lease.ttl <= self._granted * RENEW_AT:
+            await self._prolong(lease)
+        return self._expiring(now)
+
+    async def _prolong(self, lease: Lease) -> None:
+        before = lease.ttl
+        if lease.renewable:
+            answer = await self._session.renew()
+            self._not_renewed = "" if answer.ok else answer.why
+            if not answer.ok:
+                _log.warning("the Vault token was not renewed", reason=answer.why)
+        after = self._session.lease
+        gained = after is not None and after.ttl > before
+        if not gained and self._session.logs_in and self._granted:
+            await self._session.log_in()
+            await self._session.look_up()
+        final = self._session.lease
+        self._granted = float(final.ttl) if final is not None else 0.0
+
+    def _expiring(self, now: datetime) -> list[Trouble]:
+        """A token that will end, and that nobody here can replace."""
+        lease = self._session.lease
+        if lease is None or lease.ttl == 0 or self._session.logs_in:
+            return []
+        expires = self._expires(lease, now)
+        if lease.renewable and not self._not_renewed and lease.ttl > self._granted * RENEW_AT:
+            return []
+        why = "reaches the end of its longest life" if lease.renewable else "cannot be renewed"
+        if self._not_renewed:
+            why = f"was not renewed ({self._not_renewed})"
+        instant = datetime.fromtimestamp(expires or 0.0, UTC)
+        reason = (
+            f"the Vault token {why} and expires at {instant:%Y-%m-%dT%H:%M:%SZ}, after which no leaf is signed: "
+            "set the configuration with a new Token, or use an AuthMethod"
+        )
+        return [("vault-token-expiring", reason)]
+
+    async def _root_troubles(self) -> list[Trouble]:
+        path = self._root.path
+        pem = await self._root.default_pem()
+        if pem is not None and pem.split() == self._root_pem.split():
+            return []
+        mine = describe(self._root_pem).id
+        if pem is None:
+            return [("vault-root-changed", f"{path} shows no root any more; the active root {mine} cannot cross-sign")]
+        reason = (
+            f"the default issuer of {path} is another root than the active one ({mine}): write the configuration "
+            "again as it is to rotate to it, or make the active root the default again"
+        )
+        return [("vault-root-changed", reason)]
+
+    async def _signer_troubles(self, now: datetime) -> list[Trouble]:
+        path = self._signers.path
+        if await self._signers.issuer_pem(self._issuer) is None:
+            reason = (
+                f"the issuer {self._issuer} of {path} is gone, no leaf can be signed: "
+                "PUT /v1/connect/ca/renew-intermediate makes another one"
+            )
+            return [("vault-issuer-missing", reason)]
+        ends = describe(self._signer_pem).not_after
+        if ends - now.timestamp() > self._leaf_ttl:
+            return []
+        instant = datetime.fromtimestamp(ends, UTC)
+        return [("vault-intermediate-expiring", f"the intermediate at {path} ends at {instant:%Y-%m-%dT%H:%M:%SZ}")]
+
+    def _rejected(self, answer: Answer) -> str:
+        return (
+            f"Vault at {self._session.endpoint.address} refuses the token ({answer.why}), no leaf is signed: "
+            "set the configuration with a new one"
+        )
+
+    def _expires(self, lease: Lease | None, now: datetime) -> float | None:
+        if lease is None or lease.ttl == 0:
+            return None
+        return now.timestamp() + lease.left(self._clock.monotonic())
+
+    def _rest(self, lease: Lease | None) -> float:
+        if lease is None or lease.ttl == 0:
+            return LOOK_AGAIN
+        until_renewal = lease.left(self._clock.monotonic()) - self._granted * RENEW_AT
+        return min(LOOK_AGAIN, max(1.0, until_renewal))
