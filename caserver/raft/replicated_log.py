@@ -119,7 +119,7 @@ class ReplicatedLog(Generic[Command, State, Result]):
         self._network: Network | None = None
         self._before_change: Callable[[], None] = lambda: None
         self._stopped = False
-        self._kicked = False
+        self._kicked: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0  # monotonic, of the timer
         self._compaction: asyncio.Task[None] | None = None
@@ -275,13 +275,19 @@ class ReplicatedLog(Generic[Command, State, Result]):
 
     # -- driving
 
+    def act(self) -> None:
+        """Do now what messages and calls of this turn of the loop ask for, instead of at its end."""
+        if self._kicked is not None:
+            self._turn()
+
     def _kick(self) -> None:
-        if not self._kicked:
-            self._kicked = True
-            self._loop.call_soon(self._turn)
+        if self._kicked is None:
+            self._kicked = self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        self._kicked = False
+        if self._kicked is not None:
+            self._kicked.cancel()
+            self._kicked = None
         engine = self._engine
         if engine is None or self._stopped or not self._guarded(Engine.tick):
             return

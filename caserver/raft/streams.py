@@ -23,7 +23,9 @@ import structlog
 
 from caserver.internode.identity import NodeIdentity
 from caserver.internode.membership import HELLO_BYTES_MAX, LATER_KINDS, Hello, Membership
-from caserver.raft.messages import LENGTH_BYTES, decode, frame, payload_bytes
+from caserver.raft.crossing import settle
+from caserver.raft.frames import Frames, Malformed
+from caserver.raft.messages import LENGTH_BYTES, decode, frame
 from caserver.raft.ports import Message
 
 Address = tuple[str, int]  # host (name or IP literal) and port
@@ -33,7 +35,6 @@ REFUSED_SECONDS = 2.0  # after a refusal, which no quick repetition mends
 STRANGERS_CALM = 16  # above this the listener takes at most one connection per ACCEPT_PAUSE
 ACCEPT_PAUSE_SECONDS = 0.01
 EXHAUSTED_SECONDS = 0.1  # pause after accept() failed, mostly for want of file descriptors
-READ_BYTES = 256 << 10  # what is read ahead of what was handled
 NOTICE_SECONDS = 60.0  # between two log lines that say the same
 _NOTICES_MAX = 256
 _DEAD_MILLISECONDS = 3000  # unacknowledged for so long: the link is gone, dial again instead of waiting for TCP
@@ -61,12 +62,12 @@ class _Link:
     """One authenticated connection."""
 
     peer: str
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+    frames: Frames
+    transport: asyncio.Transport
     hello: Hello  # what the other end said
 
     def abort(self) -> None:
-        self.writer.transport.abort()
+        self.transport.abort()
 
 
 class _Notices:
@@ -93,7 +94,8 @@ class Streams:
 
     ``peers`` holds where each node is dialled and is read anew at every attempt; this node's own entry is ignored. Host
     names are resolved off the loop. ``receive`` gets each message in the order in which its peer sent it. ``on_link`` is
-    told when the outgoing link to a peer comes up or goes down, the latter also from within ``send``.
+    told when the outgoing link to a peer comes up or goes down, the latter also from within ``send``. ``on_read`` is called
+    after each batch of messages that came together.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Streams:
         receive: Callable[[str, Message], None],
         on_link: Callable[[str, bool], None],
         limits: Limits | None = None,
+        on_read: Callable[[], None] = lambda: None,
     ) -> None:
         self._node = node
         self._limits = limits or Limits()
@@ -116,7 +119,7 @@ class Streams:
         self._identity = identity
         self._membership = membership
         self._receive = receive
-        self._on_link = on_link
+        self._on_link, self._on_read = on_link, on_read
         self._server_context = identity.server_context()
         self._client_context = identity.client_context()
         self._listening: socket.socket | None = None
@@ -150,12 +153,12 @@ class Streams:
         if link is None or (message["type"] in LATER_KINDS and message["type"] not in link.hello.kinds):
             return False
         data = frame(message)
-        transport = link.writer.transport
+        transport = link.transport
         if transport.get_write_buffer_size() + len(data) > self._limits.send_bytes:
             self._notice("peer_too_slow", peer, waiting_bytes=transport.get_write_buffer_size())
             self._unlink(link)
             return False
-        link.writer.write(data)
+        transport.write(data)
         return True
 
     def connected(self, peer: str) -> bool:
@@ -165,7 +168,7 @@ class Streams:
     def waiting_bytes(self, peer: str) -> int:
         """What was sent to ``peer`` and still waits in this process: a sender of snapshots paces itself by it."""
         link = self._outbound.get(peer)
-        return 0 if link is None else link.writer.transport.get_write_buffer_size()
+        return 0 if link is None else link.transport.get_write_buffer_size()
 
     @property
     def releases(self) -> Mapping[str, str]:
@@ -215,20 +218,21 @@ class Streams:
 
     async def _dial(self, peer: str) -> _Link:
         host, port = self._addresses[peer]
-        reader, writer = await asyncio.open_connection(
-            host, port, ssl=self._client_context, server_hostname="", limit=READ_BYTES
+        loop = asyncio.get_running_loop()
+        transport, frames = await loop.create_connection(
+            self._frames, host, port, ssl=self._client_context, server_hostname=""
         )
         try:
-            _tune(writer)
-            present = self._certified(writer)
-            writer.write(_framed(self._membership.hello(self._node, to=peer)))
+            _tune(transport)
+            present = self._certified(transport)
+            transport.write(_framed(self._membership.hello(self._node, to=peer)))
             _require(present == peer, f"node {present} answers there: correct the `peer` addresses")
-            hello = await _first_hello(reader)
+            hello = Hello.decode(await _first_frame(frames))
             self._require_belonging(hello, peer)
         except BaseException:
-            writer.transport.abort()
+            transport.abort()
             raise
-        return _Link(peer, reader, writer, hello)
+        return _Link(peer, frames, transport, hello)
 
     async def _hold(self, link: _Link) -> None:
         """Keep an outgoing link until the other end closes it; it never sends anything on it."""
@@ -236,9 +240,9 @@ class Streams:
         _log.info("peer_linked", peer=link.peer, address=self._shown(link.peer))
         try:
             self._on_link(link.peer, True)
-            await link.reader.read(1)
-        except OSError:
-            pass  # reset, or timed out: the link is gone just the same
+            await link.frames.deliver(_refuse)
+        except (OSError, Malformed):
+            pass  # reset, timed out, or not a node of ours after all: the link is gone just the same
         finally:
             self._unlink(link)
 
@@ -263,14 +267,17 @@ class Streams:
     # --- listening
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, address = await loop.sock_accept(listening)
+                connection, address = listening.accept()
+            except BlockingIOError:
+                await _readable(listening)
+                continue
             except OSError as exc:  # no descriptors left, or the connection was gone again: neither ends the listener
                 self._notice("accept_failed", error=_sentence(exc))
                 await asyncio.sleep(EXHAUSTED_SECONDS)
                 continue
+            connection.setblocking(False)
             self._admit(connection, str(address[0]))
             if len(self._strangers) > STRANGERS_CALM:
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
@@ -310,25 +317,27 @@ class Streams:
 
     async def _welcome(self, connection: socket.socket, address: str) -> _Link | None:
         """Authenticate who dialled and exchange hellos; None if it is a node that was refused and told so."""
-        reader, writer = await _accepted(connection, self._server_context, seconds=self._limits.hello_seconds)
+        transport, frames = await asyncio.get_running_loop().connect_accepted_socket(
+            self._frames, connection, ssl=self._server_context, ssl_handshake_timeout=self._limits.hello_seconds
+        )
         try:
-            _tune(writer)
-            hello = await _read_hello(reader)
-            peer = self._certified(writer)
-            writer.write(_framed(self._membership.hello(self._node, to=peer)))
+            _tune(transport)
+            hello = Hello.decode(await frames.first())
+            peer = self._certified(transport)
+            transport.write(_framed(self._membership.hello(self._node, to=peer)))
             self._require_belonging(hello, peer)
         except _Refused as exc:
             self._notice("peer_refused", hello.node, address=address, reason=str(exc))
-            writer.transport.abort()
+            transport.abort()
             return None
         except BaseException:
-            writer.transport.abort()
+            transport.abort()
             raise
-        return _Link(peer, reader, writer, hello)
+        return _Link(peer, frames, transport, hello)
 
-    def _certified(self, writer: asyncio.StreamWriter) -> str:
+    def _certified(self, transport: asyncio.Transport) -> str:
         """The name in the certificate of the other end; _Refused if it is not one of the cluster's."""
-        name = self._identity.peer_name(writer.get_extra_info("ssl_object"))
+        name = self._identity.peer_name(transport.get_extra_info("ssl_object"))
         if name is None:
             raise _Refused("its certificate names no node of the peer list")
         return name
@@ -350,18 +359,26 @@ class Streams:
         self._membership.meet(hello)
 
     async def _read_messages(self, link: _Link) -> None:
-        while self._inbound.get(link.peer) is link:
+        def take(payload: bytes) -> None:
+            if self._inbound.get(link.peer) is not link:
+                return  # a newer connection took its place
             try:
-                message = decode(await _read_frame(link.reader, seconds=self._limits.frame_seconds))
-            except (OSError, EOFError):
-                return
+                message = decode(payload)
             except ValueError as exc:
-                self._notice("peer_message_refused", link.peer, reason=_sentence(exc))
-                return
-            if self._inbound.get(link.peer) is link:
-                self._receive(link.peer, message)
+                raise Malformed(str(exc)) from exc
+            self._receive(link.peer, message)
+
+        try:
+            await link.frames.deliver(take, self._on_read)
+        except OSError:
+            return
+        except Malformed as exc:
+            self._notice("peer_message_refused", link.peer, reason=_sentence(exc))
 
     # --- both
+
+    def _frames(self) -> Frames:
+        return Frames(first_limit=HELLO_BYTES_MAX, frame_seconds=self._limits.frame_seconds)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -395,26 +412,14 @@ def _framed(hello: Hello) -> bytes:
     return len(payload).to_bytes(LENGTH_BYTES) + payload
 
 
-async def _read_frame(reader: asyncio.StreamReader, *, seconds: float) -> bytes:
-    """One payload, within ``seconds`` once it began.
-
-    EOFError at the end of the stream, ValueError for a length that is not allowed.
-    """
-    length = payload_bytes(await reader.readexactly(LENGTH_BYTES))
-    async with asyncio.timeout(seconds):
-        return await reader.readexactly(length)
+def _refuse(_: bytes) -> None:
+    raise Malformed("nothing is sent on a connection by the end that was dialled")
 
 
-async def _read_hello(reader: asyncio.StreamReader) -> Hello:
-    """As ``_read_frame``; whoever waits for a hello bounds the time of all that comes before it, too."""
-    length = payload_bytes(await reader.readexactly(LENGTH_BYTES), limit=HELLO_BYTES_MAX)
-    return Hello.decode(await reader.readexactly(length))
-
-
-async def _first_hello(reader: asyncio.StreamReader) -> Hello:
+async def _first_frame(frames: Frames) -> bytes:
     """The hello of the node that was dialled. In TLS 1.3 it may refuse our certificate after our handshake is done."""
     try:
-        return await _read_hello(reader)
+        return await frames.first()
     except (ConnectionError, EOFError) as exc:
         raise ConnectionError(
             "it hung up without a hello, and its log says why: a node needs the same cluster_secret as the others"
@@ -432,22 +437,20 @@ async def _listen(bind: Address) -> socket.socket:
     return listening
 
 
-async def _accepted(
-    connection: socket.socket, context: ssl.SSLContext, *, seconds: float
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """The TLS handshake of the listening side."""
+async def _readable(listening: socket.socket) -> None:
+    """Wait for a connection without taking it: one that was taken would be lost if the wait were cancelled just then."""
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=READ_BYTES, loop=loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport, _ = await loop.connect_accepted_socket(
-        lambda: protocol, connection, ssl=context, ssl_handshake_timeout=seconds
-    )
-    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+    arrived = loop.create_future()
+    loop.add_reader(listening, settle, arrived, None)
+    try:
+        await arrived
+    finally:
+        loop.remove_reader(listening)
 
 
-def _tune(writer: asyncio.StreamWriter) -> None:
+def _tune(transport: asyncio.Transport) -> None:
     """Send at once, and notice a dead link in seconds; options that this system lacks are left out."""
-    connection: socket.socket = writer.get_extra_info("socket")
+    connection: socket.socket = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (
@@ -471,6 +474,4 @@ def _sentence(exc: BaseException) -> str:
         return f"TLS failed ({exc.reason or exc}): a node needs the same cluster_secret as the others"
     if isinstance(exc, TimeoutError) and not str(exc):
         return "no answer in time"
-    if isinstance(exc, asyncio.IncompleteReadError):
-        return "the other end closed the connection"
     return str(exc) or type(exc).__name__

@@ -382,6 +382,7 @@ class RaftThread(Generic[Command, State, Result]):
             membership=membership,
             receive=log.receive,
             on_link=log.link,
+            on_read=log.act,
         )
 
     async def _watch(self, log: ReplicatedLog[Command, State, Result], stored: StoredKeys[State]) -> None:

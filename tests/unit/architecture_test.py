@@ -68,6 +68,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "data_dir",
             "disk",
             "engine",
+            "frames",
             "guard",
             "journal",
             "messages",

@@ -1,4 +1,5 @@
 import json
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +27,12 @@ EXAMPLES: list[dict[str, Any]] = [
     {"type": "timeout_now", "term": 3},
     APPEND,
     {**APPEND, "entries": []},
-    {**APPEND, "entries": [], "prevLogIdx": None, "prevLogTerm": None},
     CHUNK,
+    {**CHUNK, "serialized": (b"", True, True)},
+    {**CHUNK, "serialized": (b"x", False, True)},
     {**CHUNK, "serialized": None},
     {"type": "next_node_idx", "term": 3, "next_node_idx": 8, "reset": False, "success": True},
+    {"type": "next_node_idx", "term": (1 << 63) - 1, "next_node_idx": 1, "reset": True, "success": False},
     {"type": "keys", "held": ["aa", "bb"], "stored": []},
 ]
 INTEGERS = st.integers(0, (1 << 63) - 1)
@@ -69,7 +72,8 @@ def test_a_message_has_no_other_fields(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["apply_command", "apply_command_response", "membership", "", None, 3, ["request_vote"], {}]
+    "name",
+    ["apply_command", "membership", "append_entries", "next_node_idx", "", None, 3, ["request_vote"], {}],
 )
 def test_other_types_do_not_exist(name: Any) -> None:
     with pytest.raises(ValueError, match="unknown type"):
@@ -84,52 +88,76 @@ def test_a_number_is_a_whole_number_of_64_bits(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, 1, "true", None])
 def test_a_flag_is_true_or_false(value: Any) -> None:
-    with pytest.raises(ValueError, match="reset needs true or false"):
-        decode(payload(type="next_node_idx", term=1, next_node_idx=1, reset=value, success=True))
+    with pytest.raises(ValueError, match="xfer needs true or false"):
+        decode(payload(type="request_vote", term=1, last_log_index=1, last_log_term=1, xfer=value))
+
+
+def entries_payload(
+    *entries: tuple[int, bytes], place: int = 4, before: int = 1, term: int = 3, count: int | None = None
+) -> bytes:
+    """An append_entries by hand: entries of term and command."""
+    head = struct.pack(">BQQQQI", 1, term, 1, place, before, len(entries) if count is None else count)
+    places = b"".join(struct.pack(">QI", each, len(command)) for each, command in entries)
+    return head + places + b"".join(command for _, command in entries)
+
+
+GOOD = entries_payload((2, b"\x00a"), (3, b"\x01"))
+
+
+def test_entries_made_by_hand_are_read() -> None:
+    assert decode(GOOD)["entries"] == [(b"\x00a", 5, 2), (b"\x01", 6, 3)]
 
 
 @pytest.mark.parametrize(
-    "value",
+    "body",
     [
-        None,
-        "x",
-        [3],
-        [["AA==", 5]],
-        [["AA==", 5, 2, 1]],
-        [["not base64!", 5, 2]],
-        [["", 5, 2]],  # no kind
-        [["Ag==", 5, 2]],  # pysyncobj's membership command
-        [["Aw==", 5, 2]],  # its version command
-        [["AA==", "5", 2]],
-        [["AA==", 6, 2]],  # not behind prevLogIdx
-        [["AA==", 5, 2], ["AA==", 7, 2]],  # a gap
-        [["AA==", 5, 2], ["AA==", 6, 1]],  # a term that goes back
-        [["AA==", 5, 9]],  # later than its leader's
+        entries_payload((2, b"")),  # no kind
+        entries_payload((2, b"\x02")),  # pysyncobj's membership command
+        entries_payload((2, b"\x03")),  # its version command
+        entries_payload((2, b"\x00"), (1, b"\x00")),  # a term that goes back
+        entries_payload((0, b"\x00")),  # before that of its place
+        entries_payload((9, b"\x00")),  # later than its leader's
+        entries_payload(before=4),
+        entries_payload((2, b"\x00"), count=2),
+        entries_payload((2, b"\x00"), count=0),
+        entries_payload((2, b"\x00"), count=(1 << 32) - 1),
+        entries_payload((3, b"\x00"), place=(1 << 63) - 1),
+        entries_payload(term=1 << 63),
+        GOOD + b"\x00",
     ],
 )
-def test_entries_follow_each_other_from_their_place(value: Any) -> None:
+def test_entries_follow_each_other_from_their_place(body: bytes) -> None:
     with pytest.raises(ValueError, match="append_entries"):
-        decode(payload(type="append_entries", term=3, commit_index=1, prevLogIdx=4, prevLogTerm=1, entries=value))
+        decode(body)
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: message["type"])
+def test_a_message_that_is_cut_short_or_too_long_is_not_another_one(message: dict[str, Any]) -> None:
+    body = frame(message)[LENGTH_BYTES:]
+    piece = len(body) if message.get("serialized") is None else struct.calcsize(">BQQB")
+    for length in range(1, piece):
+        with pytest.raises(ValueError):
+            decode(body[:length])
+    if message.get("serialized") is None:  # else it is the piece that is longer
+        with pytest.raises(ValueError):
+            decode(body + b"\x00")
 
 
 @pytest.mark.parametrize(
-    "fields",
+    "body",
     [
-        {},
-        {"prevLogIdx": 1, "prevLogTerm": 1},
-        {"serialized": None, "entries": []},
-        {"prevLogIdx": None, "prevLogTerm": None, "entries": [["AA==", 5, 2]]},
+        struct.pack(">BQQB", 2, 1 << 63, 1, 1),
+        struct.pack(">BQQB", 2, 1, 1 << 63, 1),
+        struct.pack(">BQQB", 2, 1, 1, 4),
+        struct.pack(">BQQB", 3, 1 << 63, 1, 1),
+        struct.pack(">BQQB", 3, 1, 1, 5),
+        struct.pack(">BQQB", 3, 1, 1, 4) + b"a piece that is none",
+        b"\x04" + bytes(17),
     ],
 )
-def test_entries_come_with_their_place_and_without_a_snapshot(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="append_entries: "):
-        decode(payload(type="append_entries", term=3, commit_index=1, **fields))
-
-
-@pytest.mark.parametrize("value", [[], ["AA==", True], ["AA==", 1, False], ["%", True, True], "AA==", {"$b": "AA=="}])
-def test_a_piece_of_a_snapshot_is_bytes_and_two_flags(value: Any) -> None:
-    with pytest.raises(ValueError, match="append_entries: serialized"):
-        decode(payload(type="append_entries", term=3, commit_index=1, serialized=value))
+def test_numbers_and_flags_have_bounds(body: bytes) -> None:
+    with pytest.raises(ValueError):
+        decode(body)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +201,9 @@ def test_a_frame_has_a_length_within_bounds(header: bytes) -> None:
         ({**CHUNK, "serialized": (bytes(FRAME_BYTES_MAX), True, True)}, ValueError),
         ({"type": "response_vote", "term": float("nan")}, ValueError),
         ({"type": "response_vote", "term": object()}, TypeError),
+        ({"type": "next_node_idx", "term": -1, "next_node_idx": 1, "reset": True, "success": True}, ValueError),
+        ({**APPEND, "prevLogIdx": 5}, ValueError),
+        ({**APPEND, "entries": [ENTRIES[0], ENTRIES[2]]}, ValueError),
     ],
 )
 def test_what_no_peer_would_take_is_not_framed(message: dict[str, Any], error: type[Exception]) -> None:
