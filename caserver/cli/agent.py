@@ -94,10 +94,17 @@ _AGENT_FLAGS = (
 )
 
 
-def load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = (), *, new: bool = False) -> AgentConfig:
+def load(
+    parsed: Parsed,
+    environ: Mapping[str, str],
+    extra: tuple[str, ...] = (),
+    *,
+    new: bool = False,
+    founds: bool = True,
+) -> AgentConfig:
     """The configuration that flags, files (``extra`` after those of the flags) and environment give; InvalidConfig.
 
-    ``new`` judges it as that of a cluster that is yet to be founded.
+    ``new`` judges it as that of a cluster that is yet to be founded, ``founds=False`` as one that founds nothing any more.
     """
     # These load the certificate library, which `version` has no use for.
     from caserver.config.agent_config import AgentConfig  # noqa: PLC0415
@@ -114,12 +121,33 @@ def load(parsed: Parsed, environ: Mapping[str, str], extra: tuple[str, ...] = ()
         flags=flags,
         environ=environ,
         hostname=socket.gethostname(),
-        judge_ca=partial(_judge_ca, environ=environ, new=new),
+        judge_ca=partial(_judge_ca, environ=environ, new=new, founds=founds),
         judge_tls=context_of_files,
     )
 
 
-def _judge_ca(connect: ConnectSettings, *, environ: Mapping[str, str], new: bool) -> None:
+def load_to_run(parsed: Parsed, environ: Mapping[str, str]) -> AgentConfig:
+    """As ``load``, for a node that may have been in its cluster for long.
+
+    Key and root in its files founded that cluster once, or did not: what is wrong with them is a warning then.
+    """
+    extra = tuple(parsed.arguments)
+    try:
+        return load(parsed, environ, extra)
+    except InvalidConfig as exc:
+        config = load(parsed, environ, extra, founds=False)
+        # The engine comes with it, which an agent needs and no other verb.
+        from caserver.raft.data_dir import cluster_of  # noqa: PLC0415
+
+        cluster_id = None if config.data_dir is None else cluster_of(config.data_dir)
+        if cluster_id is None:
+            raise
+        remark = f"of no consequence, this node is of cluster {cluster_id}, which was founded"
+        faults = [line.partition("; ")[0] for line in exc.detail.splitlines() if "ca_config" in line]  # no remedies
+        return replace(config, warnings=(*config.warnings, *(f"{fault} ({remark})" for fault in faults)))
+
+
+def _judge_ca(connect: ConnectSettings, *, environ: Mapping[str, str], new: bool, founds: bool) -> None:
     """InvalidConfig with everything that keeps ``ca_config`` from founding a cluster."""
     from caserver.environment import SystemClock, SystemEntropy  # noqa: PLC0415 - see ``load``
     from caserver.pki.spiffe import cluster_id_from  # noqa: PLC0415
@@ -130,7 +158,9 @@ def _judge_ca(connect: ConnectSettings, *, environ: Mapping[str, str], new: bool
     spare_id = cluster_id_from(SystemEntropy().bytes(16))
     local = VaultLocal.from_environ(environ, file_dir=connect.file_dir)
     configuration = parse_bootstrap(connect.ca_provider, connect.ca_config, local=local)
-    found = seed_faults(configuration, now=SystemClock().now(), spare_id=spare_id, validity=new)
+    found = []
+    if founds:
+        found = seed_faults(configuration, now=SystemClock().now(), spare_id=spare_id, validity=new)
     files = {} if configuration.vault is None else configuration.vault.files
     for key, name in files.items():
         if connect.file_dir is not None and not (connect.file_dir / name).exists():
@@ -143,14 +173,14 @@ def _judge_ca(connect: ConnectSettings, *, environ: Mapping[str, str], new: bool
 
 def _agent(parsed: Parsed, environ: Mapping[str, str]) -> int:
     try:
-        config = load(parsed, environ, tuple(parsed.arguments))
+        config = load_to_run(parsed, environ)
     except InvalidConfig as exc:
         complain(faults("==> The configuration has faults:", exc))
         return 1
     # The daemon logs the configuration's warnings. It brings the Raft engine and the HTTP server with it.
     from caserver import daemon  # noqa: PLC0415
 
-    return daemon.run(config, read=lambda: load(parsed, environ, tuple(parsed.arguments)))
+    return daemon.run(config, read=lambda: load_to_run(parsed, environ))
 
 
 def _validate(parsed: Parsed, environ: Mapping[str, str]) -> int:

@@ -40,6 +40,12 @@ def _rows(document: Any) -> list[list[str]]:
     return rows
 
 
+_ELSEWHERE = (
+    "A key that may go seals nothing that a server uses. Exports, backups and *.old files of a data directory that were "
+    "made under it still hold what it seals: delete them, too."
+)
+
+
 def _keyring_status(parsed: Parsed, environ: Mapping[str, str]) -> int:
     layout = chosen_format(parsed.values.get("format"), *_FORMATS)
     try:
@@ -50,6 +56,8 @@ def _keyring_status(parsed: Parsed, environ: Mapping[str, str]) -> int:
         say(tabbed(document))
     else:
         say(table(_key_holders(document)) + "\n" + table(_keys(document)))
+        if any(key.get("Removable") for key in document.get("Keys") or ()):
+            say(_ELSEWHERE)
     return 0
 
 

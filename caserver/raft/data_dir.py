@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import structlog
 
@@ -306,6 +307,14 @@ def _require_same(stored: Marker, fresh: Marker) -> None:
             "this data directory belongs to a cluster of other nodes than the `peer` blocks name: put the former names "
             "back, or change the cluster with all nodes stopped by `caserver operator recover export` and `import`"
         )
+
+
+def cluster_of(directory: Path) -> str | None:
+    """The cluster that the node of this directory is known to belong to, None if there is none yet or nobody can tell."""
+    try:
+        return Marker.decode((directory / MARKER_FILE).read_bytes()).cluster_id
+    except (OSError, ValueError, Corrupt):  # whoever opens the directory says what is wrong with it
+        return None
 
 
 def stored_marker(disk: Disk) -> Marker | None:

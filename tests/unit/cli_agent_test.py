@@ -4,16 +4,18 @@ import base64
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from caserver.cli import main
-from caserver.cli.agent import load
+from caserver.cli.agent import load, load_to_run
 from caserver.cli.flags import Parsed
 from caserver.errors import InvalidConfig
 from caserver.internode.keyring import decode_secret
+from caserver.raft.data_dir import Marker
 from tests.testkit.keys import key_pem
 from tests.testkit.nodes import TRUST_DOMAIN, operator_root
 
@@ -114,6 +116,29 @@ def test_the_root_that_seeded_a_cluster_long_ago_does_not_keep_its_nodes_from_st
     assert load(parsed, {}).connect.enabled
     with pytest.raises(InvalidConfig, match="expired"):
         load(parsed, {}, new=True)
+
+
+def test_what_is_wrong_with_the_root_of_a_founded_cluster_is_a_warning(tmp_path: Path) -> None:
+    path = seeded(tmp_path, {**SOUND, "PrivateKey": key_pem("ec-384")})
+    document = json.loads(Path(path).read_text())
+    Path(path).write_text(json.dumps({**document, "data_dir": str(tmp_path)}))
+    parsed = Parsed(lists={"config-file": [path]})
+    marker = Marker.of("n", ["n"])
+
+    for of_no_cluster in (None, b"{", marker.encode()):
+        if of_no_cluster is not None:
+            (tmp_path / "node.json").write_bytes(of_no_cluster)
+        with pytest.raises(InvalidConfig, match="does not belong to RootCert"):
+            load_to_run(parsed, {})
+
+    (tmp_path / "node.json").write_bytes(replace(marker, initialised=True, cluster_id=CLUSTER_ID).encode())
+    warnings = load_to_run(parsed, {}).warnings
+    assert any("ca_config.PrivateKey: does not belong to RootCert" in warning for warning in warnings)
+    assert any(f"this node is of cluster {CLUSTER_ID}" in warning for warning in warnings)
+
+    Path(path).write_text(json.dumps({**document, "data_dir": str(tmp_path), "log_level": "loud"}))
+    with pytest.raises(InvalidConfig, match="log_level"):
+        load_to_run(parsed, {})
 
 
 def test_a_root_without_a_cluster_is_told_the_id_and_the_commands_that_make_one(

@@ -79,6 +79,8 @@ def test_keyring_status_shows_who_holds_what_and_what_may_go(capsys: pytest.Capt
             "Key  Seals  May go\n"
             "bb   2      no: it seals 2 stored secrets\n"
             "aa   0      yes\n"
+            "A key that may go seals nothing that a server uses. Exports, backups and *.old files of a data directory that "
+            "were made under it still hold what it seals: delete them, too.\n"
         ),
     )
     assert server.asked[0].target == "/v1/operator/keyring"
