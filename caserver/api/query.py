@@ -284,11 +284,15 @@ def check_datacenter(node: NodeView, options: Options) -> None:
 
 
 async def fresh_state(node: NodeView, call: Call) -> CAState:
-    """This node's state, as fresh as the options ask: stale, default (the leader's word) or consistent (a quorum's)."""
+    """This node's state, as fresh as the options ask: stale, default (the leader's word) or consistent (a quorum's).
+
+    A leader's word counts while a quorum stands by it: one that was stopped, or cut off, asks the others first.
+    """
     options, leadership = call.options, node.log.leadership
     if options.stale and not (0 < options.max_stale < leadership.last_contact):
         return node.log.state
-    if options.consistent or not leadership.is_leader:
+    leads = leadership.is_leader and node.clock.monotonic() < leadership.fresh_until
+    if options.consistent or not leads:
         answer = await node.leader.execute(call.caller(node), ReadIndex(consistent=options.consistent))
         if isinstance(answer, ReadAt):
             await reached(node, answer.index)

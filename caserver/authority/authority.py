@@ -153,7 +153,7 @@ class Authority:
                 _log.info("CA configuration write", source=caller.source, request_id=request_id)
                 return await self._rotation.change(request, request_id)
             case ReadIndex(consistent=consistent):
-                if consistent:
+                if consistent or self._clock.monotonic() >= self._log.leadership.fresh_until:
                     await self._log.barrier()
                 return ReadAt(self._log.state.index)
             case _:

@@ -533,7 +533,7 @@ class Engine:
 
     def outlook(self) -> Hashable:
         """Differs whenever ``leadership`` does in more than in what time alone changes; costs less."""
-        return self._office(), self._standing(), self._guard.views, self.keys
+        return self._office(), self._standing(), self._guard.views, self.keys, self._hand_over is None
 
     def _office(self) -> tuple[str | None, int, bool, bool]:
         """The leader that is known, the term, whether this node leads, and whether it votes."""
@@ -558,6 +558,7 @@ class Engine:
             term=term,
             is_leader=leads,
             is_voter=votes,
+            fresh_until=self._guard.fresh_until() if self._hand_over is None else float("-inf"),
             last_contact=silence,
             clock_offset=further,
             clock_outvoted=nearer,

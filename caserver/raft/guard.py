@@ -173,6 +173,10 @@ class Guard:
         self._transfer_term = 0
         self._rounds: dict[int, _Round] = {}
         self._round_number = 0
+        self._proven = (
+            0,
+            float("-inf"),
+        )  # term of this node's leadership, and when the last round that proved it began
         self._barriers: list[Callable[[str | None], None]] = []
         self._handlers: dict[str, Callable[[str, Message], None]] = {
             "standing": self._standing,
@@ -545,12 +549,27 @@ class Guard:
         for number in tuple(self._rounds):
             self._finish(number, reason)
 
+    def fresh_until(self) -> float:
+        """Instant until which a majority elects nobody else than this leader.
+
+        Whoever answered a round listens to no candidate for ``timeout_min`` after it began. Half of that, because a node
+        that restarts has forgotten what it heard, and because clocks may run at different speeds.
+        """
+        if not self.peers:
+            return float("inf")
+        term, began = self._proven
+        return began + self._timing.timeout_min / 2 if term == self._core.term() else float("-inf")
+
     def _finish(self, number: int, reason: str | None) -> None:
+        ongoing = self._rounds[number]
+        if reason is None and (ongoing.term, ongoing.started) > self._proven:
+            self._proven = (ongoing.term, ongoing.started)
         for done in self._rounds.pop(number).waiting:
             done(reason)
 
     def _read_index(self, peer: str, message: Message) -> None:
         if self._votes() and message["term"] == self._core.term() and self._core.leader() == peer:
+            self.leader_contact, self.leader_lost = self._clock.monotonic(), False
             self.send(peer, {"type": "ria", "term": message["term"], "n": message["n"]})
 
     def _read_index_granted(self, peer: str, message: Message) -> None:

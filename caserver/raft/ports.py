@@ -93,6 +93,9 @@ class Leadership:
     term: int
     is_leader: bool  # leads, and has applied the no-op of its term
     is_voter: bool = True  # False: new, or wiped and not promoted yet
+    # Monotonic instant until which no other node can have been elected, as far as clocks run at one speed: until then a
+    # leader's state is all that there is. A node that was stopped in between finds it over before anything else.
+    fresh_until: float = field(default=float("inf"), compare=False)
     last_contact: float = field(default=0.0, compare=False)  # seconds since the leader was heard; 0 on the leader
     # Seconds that this node's wall clock is ahead of the middle one of all that are linked and were heard. Of two in the
     # middle the first takes the one that is further off, the second the nearer one.

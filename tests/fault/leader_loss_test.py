@@ -128,10 +128,11 @@ def test_sigstop_of_the_leader(tmp_path: Path) -> None:
             load.witness.saw_configuration(shown["ModifyIndex"])
             successor = cluster.leader()
             cluster.resume(sleeper)
+            at_once = sleeper.get("/v1/connect/ca/configuration").json()
             seen = sleeper.get("/v1/connect/ca/configuration?consistent").json()
 
             assert successor is not sleeper
-            assert seen == shown
+            assert at_once == seen == shown
         load.more()
         load.end()
 

@@ -1,5 +1,6 @@
 import asyncio
 import gzip
+from dataclasses import replace
 
 import pytest
 from multidict import CIMultiDict
@@ -210,6 +211,8 @@ def lead(log: SetLog) -> None:
         (True, "", []),
         (True, "consistent", [ReadIndex(consistent=True)]),
         (True, "stale", []),
+        (None, "", [ReadIndex()]),
+        (None, "stale", []),
         (False, "", [ReadIndex()]),
         (False, "consistent", [ReadIndex(consistent=True)]),
         (False, "stale", []),
@@ -217,11 +220,13 @@ def lead(log: SetLog) -> None:
         (False, "stale&max_stale=100ms", [ReadIndex()]),
     ],
 )
-async def test_who_is_asked_how_fresh_a_read_must_be(*, leads: bool, query: str, asked: list[ReadIndex]) -> None:
+async def test_who_is_asked_how_fresh_a_read_must_be(*, leads: bool | None, query: str, asked: list[ReadIndex]) -> None:
     log = SetLog()
     node = view(log)
-    if leads:
+    if leads is not False:
         lead(log)
+    if leads is None:  # it leads, but has not made sure of it lately
+        log.leadership = replace(log.leadership, fresh_until=node.clock.monotonic())
     await fresh_state(node, call(query))
 
     assert node.leader.requests == asked  # type: ignore[attr-defined]

@@ -376,6 +376,39 @@ def test_a_barrier_is_proven_by_a_majority_and_shared_by_all_who_wait():
     assert answers == [None] * 5
 
 
+def test_a_leader_is_sure_of_its_state_for_a_while_after_a_round():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab.run(0.5)
+    assert lab["A"].engine.leadership().fresh_until < lab.clock.elapsed
+    asked = lab.clock.elapsed
+    lab["A"].engine.barrier(lambda _: None)
+    lab["A"].engine.tick()
+    lab.run(0.05)
+
+    assert lab.clock.elapsed < lab["A"].engine.leadership().fresh_until <= asked + TIMING.timeout_min / 2
+    lab["A"].engine.hand_over()
+    assert lab["A"].engine.leadership().fresh_until < lab.clock.elapsed
+
+
+def test_who_stands_by_a_leader_elects_nobody_else_while_that_leader_is_sure():
+    lab = Lab("ABC")
+    lab.elect("A")
+    lab["A"].engine.barrier(lambda _: None)
+    lab.run(0.02)
+    sure_until = lab["A"].engine.leadership().fresh_until
+    assert sure_until > lab.clock.elapsed
+    lab.cut("A")
+    for name in "BC":
+        lab[name].engine._timer.deadline = lab.clock.elapsed  # both want to lead at once
+    while lab.clock.elapsed < sure_until:
+        lab.run(0.01)
+        assert not lab["B"].engine._core.is_leader()
+        assert not lab["C"].engine._core.is_leader()
+    lab.run(3.0)
+    assert set(lab.leaders()) & {"B", "C"}
+
+
 def test_a_barrier_on_an_isolated_leader_is_never_proven():
     lab = Lab("ABC")
     lab.elect("A")
