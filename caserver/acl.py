@@ -18,11 +18,15 @@ from caserver.config.document import Document, parse_hcl, parse_json
 from caserver.errors import InvalidRequest
 from caserver.fields import nearest
 from caserver.requests import (
+    AbortRestore,
+    AdmitRestore,
     ChangeConfiguration,
+    CommitRestore,
     ReadIndex,
     ReadServers,
     Request,
     SignLeaves,
+    StageRestore,
     TransferLeadership,
 )
 from caserver.state.acl import DENY, LIST, READ, WRITE, Grant
@@ -83,6 +87,8 @@ def permission_of(request: Request) -> Permission | None:
             return OPERATOR_WRITE
         case ReadServers():
             return OPERATOR_READ
+        case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
+            return MANAGEMENT
         case ReadIndex():
             return None
         case _:

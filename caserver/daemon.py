@@ -28,6 +28,7 @@ from caserver.api.server import ApiServer, NodeView, Readiness
 from caserver.authority.authority import Authority
 from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
+from caserver.backup import Backups
 from caserver.config.agent_config import AgentConfig
 from caserver.descriptors import Shares, raise_limit
 from caserver.environment import Clock, Entropy, SystemClock, SystemEntropy, ThreadWorkers
@@ -128,6 +129,8 @@ class _Agent:
         self._entropy = entropy
         # Before anything starts: files that nobody can serve with must not let this node win an election first.
         self._front = front(config)
+        own = {config.node_name: (config.bind_addr, config.ports.server)}
+        self._servers = {name: (peer.address, peer.server_port) for name, peer in config.peers.items()} or own
         peers = set(config.peers) - {config.node_name}
         self._shares = Shares.of(raise_limit(), listeners=len(self._front.listeners), peers=len(peers))
         self._workers = ThreadWorkers(WORKERS)
@@ -240,8 +243,27 @@ class _Agent:
             ("clock watch", lambda: authority.watch_clock(raft.transfer_leadership)),
         ):
             await stack.enter_async_context(self._supervisor.running(name, work))
+        backups = Backups(
+            raft,
+            leader,
+            keyring=keyring,
+            clock=self._clock,
+            entropy=self._entropy,
+            workers=workers,
+            servers={
+                name: f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                for name, (host, port) in self._servers.items()
+            },
+            scratch=config.data_dir,
+        )
         await self._start_api(
-            stack, raft, leader=leader, leaf_cache=leaf_cache, authority=authority, operations=operations
+            stack,
+            raft,
+            leader=leader,
+            leaf_cache=leaf_cache,
+            authority=authority,
+            operations=operations,
+            backups=backups,
         )
         return raft
 
@@ -261,7 +283,7 @@ class _Agent:
             keyring=keyring,
             clock=self._clock,
             entropy=self._entropy,
-            cluster_id=lambda state: state.cluster_id,
+            cluster_id=lambda state: state.founding_id,
             seals=Seals(keys_in_command, keys_in_state, erases),
         )
         await raft.start()
@@ -295,9 +317,9 @@ class _Agent:
         leaf_cache: LeafCache,
         authority: Authority,
         operations: Operations,
+        backups: Backups,
     ) -> None:
         config = self._config
-        own = {config.node_name: (config.bind_addr, config.ports.server)}
         requests: Counter[tuple[str, str, int]] = Counter()
         blocked = BlockedQueries(config.limits.http_max_blocked_queries)
         telemetry = Telemetry(
@@ -318,12 +340,13 @@ class _Agent:
             entropy=self._entropy,
             datacenter=config.datacenter,
             node_name=config.node_name,
-            peers={name: (peer.address, peer.server_port) for name, peer in config.peers.items()} or own,
+            peers=self._servers,
             connect_enabled=config.connect.enabled,
             settings=lambda: self._reloading.config,
             reload=self._reloading.reload,
             ready=lambda: self._readiness(raft, authority),
             raft=raft,
+            backups=backups,
             telemetry=telemetry,
             dev=config.dev,
             blocked=blocked,

@@ -5,6 +5,7 @@
         InvalidQuery                 a query option or header
         InvalidCSR                   the certificate signing request
         InvalidConfig                the CA configuration; first line is Consul's text, one line per further fault
+        InvalidArchive               the snapshot that is to be restored
         TooLarge                     a body over its limit
         Misdirected                  sent by a browser to a name that is not this node's
       PermissionDenied
@@ -59,6 +60,10 @@ class InvalidCSR(InvalidRequest):
 
 class InvalidConfig(InvalidRequest):
     """The CA configuration is refused; the first line is Consul's text, further lines name every fault."""
+
+
+class InvalidArchive(InvalidRequest):
+    """The file is no snapshot that can be restored here; nothing was changed."""
 
 
 class TooLarge(InvalidRequest):

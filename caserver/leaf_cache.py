@@ -161,7 +161,7 @@ class LeafCache:
 
     async def _read(self, entry: _Entry, *, after: int, wait: float, fresh: bool) -> CachedLeaf:
         held, hit = entry.held, True
-        if held is None or self._expired(held):
+        if held is None or self._expired(held) or self._forgotten(held):
             held, hit = await self._flight(entry), False
         elif self._worn(entry, held):
             held, hit = await self._refreshed(entry, held)
@@ -186,7 +186,9 @@ class LeafCache:
         with contextlib.suppress(TimeoutError):
             await within(self._clock, wait, self._passes(entry, after))
         held = entry.held
-        return await self._flight(entry) if held is None or self._expired(held) else held
+        if held is None or self._expired(held) or self._forgotten(held):
+            return await self._flight(entry)
+        return held
 
     async def _passes(self, entry: _Entry, after: int) -> None:
         while entry.held is None or entry.held.leaf.index <= after:
@@ -219,7 +221,14 @@ class LeafCache:
         root = state.active_root
         if root is None or state.index < held.leaf.index:
             return True  # this node lags behind the leader that signed
+        if held.leaf.index <= state.restored_index:
+            return False  # booked in a past that the cluster was restored over
         return (root.id, root.signing_key_id) == (held.leaf.root_id, held.leaf.signing_key_id)
+
+    def _forgotten(self, held: _Held) -> bool:
+        """Whether the leaf leads to a root that a restore took away: nobody who fetches the roots trusts it."""
+        state = self._log.state
+        return held.leaf.index <= state.restored_index and state.root(held.leaf.root_id) is None
 
     # -- entries
 

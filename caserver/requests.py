@@ -61,7 +61,35 @@ class TransferLeadership:
     away_from: str
 
 
-CARequest = SignLeaves | ChangeConfiguration | ReadIndex
+@dataclass(frozen=True, slots=True)
+class AdmitRestore:
+    """Ask whether a restore may begin: before anything of the snapshot is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRestore:
+    """Bring in one piece of a verified snapshot's state; the caller's request id names the restore."""
+
+    number: int  # from 0
+    piece: str = field(repr=False)  # ASCII
+    key_ids: tuple[str, ...]  # keys that sealed what is in the state, hex
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRestore:
+    """Let what was brought in take the place of the present state."""
+
+    pieces: int
+    digest: str  # of the pieces, as ``state.restore_apply.next_digest`` chains it
+
+
+@dataclass(frozen=True, slots=True)
+class AbortRestore:
+    """Forget what was brought in; answers ``done`` if it took its place already."""
+
+
+RestoreRequest = AdmitRestore | StageRestore | CommitRestore | AbortRestore
+CARequest = SignLeaves | ChangeConfiguration | ReadIndex | RestoreRequest
 ClusterRequest = ReadServers | TransferLeadership
 Request = CARequest | ClusterRequest
 
@@ -153,7 +181,15 @@ class LeadershipMoved:
     leader: str
 
 
-CAAnswer = LeavesSigned | ConfigurationChanged | ReadAt
+@dataclass(frozen=True, slots=True)
+class RestoreProgress:
+    """How far a restore is: the state's index, and whether the restored state is in place."""
+
+    index: int
+    done: bool = False
+
+
+CAAnswer = LeavesSigned | ConfigurationChanged | ReadAt | RestoreProgress
 Answer = CAAnswer | ServersRead | LeadershipMoved
 
 
@@ -167,6 +203,10 @@ _REQUESTS: dict[str, type[Request]] = {
     "change_configuration": ChangeConfiguration,
     "read_index": ReadIndex,
     "read_servers": ReadServers,
+    "admit_restore": AdmitRestore,
+    "stage_restore": StageRestore,
+    "commit_restore": CommitRestore,
+    "abort_restore": AbortRestore,
     "transfer_leadership": TransferLeadership,
 }
 _REQUEST_NAMES = {kind: name for name, kind in _REQUESTS.items()}
@@ -212,6 +252,13 @@ def _request(kind: type[Request], arguments: dict[str, Any]) -> Request:
         return ReadServers(consistent=_one(arguments, "consistent", bool))
     if kind is TransferLeadership:
         return TransferLeadership(to=_one(arguments, "to", str | None), away_from=_one(arguments, "away_from", str))
+    if kind is AdmitRestore or kind is AbortRestore:
+        return kind()
+    if kind is StageRestore:
+        piece, key_ids = _one(arguments, "piece", str), _texts(arguments, "key_ids")
+        return StageRestore(number=_one(arguments, "number", int), piece=piece, key_ids=key_ids)
+    if kind is CommitRestore:
+        return CommitRestore(pieces=_one(arguments, "pieces", int), digest=_one(arguments, "digest", str))
     return ChangeConfiguration(
         body=_one(arguments, "body", str),
         cas=_one(arguments, "cas", int | None),
@@ -233,6 +280,8 @@ def encode_answer(answer: Answer | CaserverError) -> bytes:
             document["changed"] = _plain(answer)
         case ReadAt():
             document["read_at"] = answer.index
+        case RestoreProgress():
+            document["restore"] = _plain(answer)
         case ServersRead():
             document["servers"] = [_plain(each) for each in answer.servers]
         case LeadershipMoved():
@@ -256,6 +305,9 @@ def decode_answer(frame: bytes) -> Answer:
             rotated=_one(changed, "rotated", bool),
             warnings=_texts(changed, "warnings"),
         )
+    if "restore" in document:
+        progress = _one(document, "restore", dict)
+        return RestoreProgress(index=_one(progress, "index", int), done=_one(progress, "done", bool))
     if "servers" in document:
         return ServersRead(tuple(_decode_server(each) for each in _one(document, "servers", list)))
     if "leader" in document:
@@ -267,7 +319,7 @@ def _encode_result(result: IssuedLeaf | Failure) -> dict[str, Any]:
     return {"failure" if isinstance(result, Failure) else "leaf": _plain(result)}
 
 
-def _plain(value: Failure | IssuedLeaf | ConfigurationChanged | ServerStatus) -> dict[str, Any]:
+def _plain(value: Failure | IssuedLeaf | ConfigurationChanged | RestoreProgress | ServerStatus) -> dict[str, Any]:
     return {each.name: getattr(value, each.name) for each in fields(value)}
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import BinaryIO
 from urllib.parse import parse_qsl
 
 from caserver.api.metrics import Telemetry
 from caserver.authority.ports import Log, Raft
+from caserver.backup import Backups
 from caserver.config.agent_config import AgentConfig
 from caserver.environment import Clock, Entropy, within
 from caserver.errors import InvalidQuery, InvalidRequest, NoLeader, NotInitialized, Unavailable
@@ -134,6 +136,7 @@ class NodeView:
     reload: Callable[[], Awaitable[None]]  # read them again; ReloadFailed
     ready: Callable[[], Readiness]
     raft: Raft
+    backups: Backups
     telemetry: Telemetry
     dev: bool = False  # every body is pretty
     blocked: BlockedQueries = field(default_factory=BlockedQueries)
@@ -166,6 +169,7 @@ class Call:
     remote: str
     body: bytes = b""
     tail: str = ""  # what follows the route's path, decoded
+    upload: BinaryIO | None = None  # the body of a route that takes a file
 
     def caller(self, node: NodeView) -> Caller:
         """On whose behalf the handler acts."""
@@ -180,6 +184,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     status: int = 200
+    pieces: Sequence[bytes] | None = None  # a body that is sent in chunks, as it is
 
 
 _PLAIN_OPTIONS = Options()

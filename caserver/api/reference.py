@@ -11,6 +11,8 @@ from caserver.api.schemas import COUNT, DURATION, TEXT, Schema, ref
 
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain"
+GZIP_TYPE, FILE_TYPE = "application/x-gzip", "application/octet-stream"
+FILE: Schema = {"type": "string", "format": "binary"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("/v1/operator/raft/transfer-leader", "PUT"): _TRANSFER,
     ("/v1/operator/raft/transfer-leader", "POST"): _TRANSFER,
     ("/v1/operator/keyring", "GET"): Operation(_json("Keyring"), _READ),
+    ("/v1/snapshot", "GET"): Operation({GZIP_TYPE: FILE}, (DATACENTER, *_CONSISTENCY), headers=_METADATA),
+    ("/v1/snapshot", "PUT"): Operation(
+        parameters=(DATACENTER,),
+        takes={FILE_TYPE: FILE},
+        failures={status.CONFLICT: "Another restore is in progress; nothing was changed."},
+        summary="Let a saved snapshot take the place of the whole state",
+    ),
     ("/v1/operator/autopilot/health", "GET"): Operation(
         _json("Health"),
         _READ,

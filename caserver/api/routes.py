@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from caserver.acl import AGENT_READ, AGENT_WRITE, OPERATOR_READ, OPERATOR_WRITE, SERVICE_WRITE, Permission
-from caserver.api import agent, connect_ca, openapi, operator
+from caserver.acl import (
+    AGENT_READ,
+    AGENT_WRITE,
+    MANAGEMENT,
+    OPERATOR_READ,
+    OPERATOR_WRITE,
+    SERVICE_WRITE,
+    Permission,
+)
+from caserver.api import agent, connect_ca, openapi, operator, snapshot
 from caserver.api.query import Call, NodeView, Reply
+from caserver.archive import ARCHIVE_MAX
 
 KIB = 1024
 BODY_MAX = 512 * KIB
 CONFIGURATION_MAX = 64 * KIB
 
 Handler = Callable[[NodeView, Call], Awaitable[Reply]]
+Admission = Callable[[NodeView, Call], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,7 @@ class Route:
         False  # carries keys or changes things: never over plain HTTP that leaves the machine, unless allowed
     )
     metadata: bool = False  # errors of the handler carry the X-Consul headers too
+    admission: Admission | None = None  # of an upload: asked before its body, which goes to a file, is read
 
     @property
     def allow(self) -> str:
@@ -112,6 +123,15 @@ ROUTES: tuple[Route, ...] = (
         "Read this node's settings and TLS files again",
         AGENT_WRITE,
         secret=True,
+    ),
+    Route(
+        "/v1/snapshot",
+        {"GET": snapshot.get_snapshot, "PUT": snapshot.put_snapshot},
+        "Save the whole state as a file, restore it",
+        MANAGEMENT,
+        body_max=ARCHIVE_MAX,
+        secret=True,
+        admission=snapshot.admit_snapshot,
     ),
     Route(
         "/v1/agent/metrics", {"GET": agent.get_metrics}, "Metrics of this node, as JSON or for Prometheus", AGENT_READ

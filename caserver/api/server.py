@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from ssl import SSLContext
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
 import structlog
@@ -26,9 +26,9 @@ from aiohttp.http import HttpVersion11
 from caserver.api import status
 from caserver.api.origin import Hosts, refuse_exposed
 from caserver.api.query import Body, Call, NodeView, Readiness, Reply, metadata, parse
-from caserver.api.routes import EXACT, SUBTREES, Route
+from caserver.api.routes import EXACT, SUBTREES, Admission, Route
 from caserver.environment import within
-from caserver.errors import CaserverError, RateLimited, TooLarge
+from caserver.errors import CaserverError, RateLimited, TooLarge, Unavailable
 from caserver.listening import Address, Limits, Listening, client_of
 from caserver.unix_socket import UnixSocket
 
@@ -71,6 +71,14 @@ class Listener:
 
 class _Answer(web.Response):
     """A response without the server's name and version."""
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.popall(hdrs.SERVER, None)
+
+
+class _Stream(web.StreamResponse):
+    """A response in chunks without the server's name and version."""
 
     async def _prepare_headers(self) -> None:
         await super()._prepare_headers()
@@ -149,6 +157,7 @@ class ApiServer:
         self._writes: set[asyncio.Task[Reply]] = set()
         self._under_way = 0  # requests whose answer is not made yet
         self._closing: asyncio.Event | None = None  # set when none is
+        self._uploading = False
 
     async def start(self) -> None:
         """Bind every listener; OSError if an address cannot be bound (then none is)."""
@@ -222,10 +231,29 @@ class ApiServer:
         path = _ELSEWHERE if route is None else route.path
         method = request.method if route is not None and request.method in route.handlers else _ELSEWHERE
         self._node.requests[path, method, reply.status] += 1
+        if reply.pieces is not None:
+            return await self._stream(request, reply, reply.pieces)
         response = _respond(request, reply, vary=route is not None)
         if self._closing is not None:
             response.force_close()
         return response
+
+    async def _stream(self, request: web.BaseRequest, reply: Reply, pieces: Sequence[bytes]) -> web.StreamResponse:
+        """Send a body in chunks: as it is, whatever encodings the client takes, for it is compressed already."""
+        answer = _Stream(status=reply.status, headers={**reply.headers, hdrs.VARY: hdrs.ACCEPT_ENCODING})
+        answer.content_type = reply.content_type
+        answer.enable_chunked_encoding()
+        if self._closing is not None:
+            answer.force_close()
+        await answer.prepare(request)
+        try:
+            for piece in pieces:
+                await within(self._node.clock, IDLE_DEADLINE, answer.write(piece))
+            await answer.write_eof()
+        except TimeoutError:  # it does not read: a cut body says more than an end would
+            if request.transport is not None:
+                request.transport.abort()
+        return answer
 
     async def _answer(self, request: web.BaseRequest) -> tuple[Route | None, Reply]:
         target = request.raw_path
@@ -253,6 +281,8 @@ class ApiServer:
         try:
             if request.method == hdrs.METH_GET:
                 return await route.handlers[request.method](node, call)
+            if route.admission is not None:
+                return await self._run_upload(request, route, call, route.admission)
             body = await self._read_body(request, route.body_max)
             return await self._write(request.method, route, replace(call, body=body))
         except CaserverError as exc:
@@ -261,11 +291,45 @@ class ApiServer:
             _log.exception("request_failed", method=request.method, path=route.path)
             return _text(status.INTERNAL_ERROR, status.BUG)
 
+    async def _run_upload(self, request: web.BaseRequest, route: Route, call: Call, admission: Admission) -> Reply:
+        """Run a handler whose body is a file; one at a time, each admitted before a byte of its body is taken."""
+        if self._uploading:
+            raise Unavailable("another file is being taken in by this node; wait for its end and try again")
+        self._uploading = True
+        try:
+            await admission(self._node, call)
+            file = self._node.backups.upload()
+            try:
+                await self._take_in(request, file, route.body_max)
+            except BaseException:
+                file.close()
+                raise
+            return await self._write(request.method, route, replace(call, upload=file))
+        finally:
+            self._uploading = False
+
+    async def _take_in(self, request: web.BaseRequest, file: BinaryIO, limit: int) -> None:
+        """The body into a file; its end may take long to come, but not the next part of it."""
+        if (request.content_length or 0) > limit:
+            raise _too_large(limit)
+        await _invite(request)
+        size = 0
+        try:
+            while chunk := await within(self._node.clock, BODY_DEADLINE, request.content.readany()):
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                await self._node.backups.append(file, chunk)
+        except TimeoutError:
+            raise _SlowBody(f"no more of the request body arrived within {BODY_DEADLINE:.0f} s") from None
+
     async def _write(self, method: str, route: Route, call: Call) -> Reply:
         """Run a state-changing handler to its end even if the client goes away."""
         task = asyncio.ensure_future(route.handlers[method](self._node, call))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
+        if call.upload is not None:
+            task.add_done_callback(partial(_close, call.upload))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -275,9 +339,7 @@ class ApiServer:
     async def _read_body(self, request: web.BaseRequest, limit: int) -> bytes:
         if (request.content_length or 0) > limit:
             raise _too_large(limit)
-        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version == HttpVersion11:
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0
+        await _invite(request)
         if request.content.is_eof():  # small bodies arrive with their head
             return _limited(request.content.read_nowait(), limit)
         try:
@@ -288,6 +350,13 @@ class ApiServer:
 
 class _SlowBody(CaserverError):
     """The client did not send its body in time."""
+
+
+async def _invite(request: web.BaseRequest) -> None:
+    """Tell a client that waits with its body to send it."""
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version == HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
 
 
 async def _collect(request: web.BaseRequest, limit: int) -> bytes:
@@ -307,6 +376,11 @@ def _limited(body: bytes, limit: int) -> bytes:
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"the request body is larger than {limit // 1024} KiB")
+
+
+def _close(file: BinaryIO, _: asyncio.Task[Reply]) -> None:
+    """Drop an upload that was dealt with."""
+    file.close()
 
 
 def _forget(task: asyncio.Task[Reply]) -> None:

@@ -20,6 +20,7 @@ from caserver.authority.issuance import Issuance
 from caserver.authority.maintenance import Maintenance
 from caserver.authority.ports import Log, Providers, verdict
 from caserver.authority.resealing import Resealing
+from caserver.authority.restoration import Restoration
 from caserver.authority.rotation import NONCE_BYTES, Rotation
 from caserver.environment import Clock, Entropy, Workers
 from caserver.errors import (
@@ -37,20 +38,24 @@ from caserver.pki.chain import HOPS_MAX
 from caserver.pki.spiffe import cluster_id_from, cluster_id_of_root
 from caserver.raft.ports import Leadership, NotCommitted, OutcomeUnknown
 from caserver.requests import (
+    AbortRestore,
+    AdmitRestore,
     CAAnswer,
     Caller,
     CARequest,
     ChangeConfiguration,
+    CommitRestore,
     Failure,
     IssuedLeaf,
     LeavesSigned,
     ReadAt,
     ReadIndex,
     SignLeaves,
+    StageRestore,
 )
 from caserver.state.commands import Applied, Bootstrap, Reason, Refused
 from caserver.state.configuration import CAConfiguration, open_stored, same_meaning, seal
-from caserver.state.model import CAState
+from caserver.state.model import CAState, Index
 
 HMAC_KEY_BYTES = 32
 BACKOFF_MIN = 1.0  # seconds before office is tried to be taken again; doubles up to
@@ -59,9 +64,15 @@ BACKOFF_MAX = 60.0
 _log = structlog.get_logger(__name__)
 
 
-def office(_state: CAState, leadership: Leadership) -> int | None:
-    """Selector of ``Log.changed``: the term in which this node leads, None while it does not."""
-    return leadership.term if leadership.is_leader else None
+_Office = tuple[int, Index] | None
+
+
+def office(state: CAState, leadership: Leadership) -> _Office:
+    """Selector of ``Log.changed``: the term in which this node leads and the past that it leads on, None while it does not.
+
+    A restore ends an office like a new term does: whatever was opened or begun belongs to another past.
+    """
+    return (leadership.term, state.restored_index) if leadership.is_leader else None
 
 
 class Authority:
@@ -101,6 +112,7 @@ class Authority:
             workers=workers,
             hops_max=hops_max,
         )
+        self._restoration = Restoration(log, rotation=self._rotation, keyring=keyring, clock=clock)
         self._maintenance = Maintenance(
             log,
             custody=self._custody,
@@ -152,6 +164,8 @@ class Authority:
                 request_id = caller.request_id or self._entropy.bytes(16).hex()
                 _log.info("CA configuration write", source=caller.source, request_id=request_id)
                 return await self._rotation.change(request, request_id)
+            case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
+                return await self._restoration.execute(caller, request)
             case ReadIndex(consistent=consistent):
                 if consistent or self._clock.monotonic() >= self._log.leadership.fresh_until:
                     await self._log.barrier()
@@ -164,7 +178,7 @@ class Authority:
 
         Raises what ends an office that nobody ended: a leader must not go on with its CA unattended.
         """
-        term: int | None = None
+        term: _Office = None
         holding: asyncio.Task[None] | None = None
         try:
             while True:
@@ -178,7 +192,7 @@ class Authority:
             await self._issuance.close()
             await self._rotation.close()
 
-    async def _next_term(self, term: int | None, holding: asyncio.Task[None] | None) -> int | None:
+    async def _next_term(self, term: _Office, holding: asyncio.Task[None] | None) -> _Office:
         changed = asyncio.ensure_future(self._log.changed(office, term))
         try:
             await asyncio.wait(

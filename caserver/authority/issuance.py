@@ -193,6 +193,8 @@ class Issuance:
         signed = await booked.signing.provider.sign_leaves(orders)
         if self._clock.monotonic() - started > DROP_AFTER:
             raise Unavailable(f"the signature took longer than {DROP_AFTER:g} s and was dropped; try again")
+        if self._log.state.restored_index > booked.applied.index:
+            raise NotLeader("the leaf was not signed: the cluster was restored, which took its booking away")
         for row, order, result in zip(rows, orders, signed, strict=True):
             self._deliver(row, order, result, booked)
 
@@ -200,6 +202,7 @@ class Issuance:
         """Commit the batch; a batch decided on a stale epoch is proposed once more, unseen by its callers."""
         for last in (False, True):
             signing = self._custody.signing(self._log.state)
+            _require_domain(live, signing)
             command, by_issue_id = self._command(live, signing)
             outcome = verdict(await self._log.propose(command))
             match outcome:
@@ -262,6 +265,12 @@ class Issuance:
             return
         if not waiting.result.done():
             waiting.result.set_result(_issued(row, order, result, booked))
+
+
+def _require_domain(live: list[_Waiting], signing: Signing) -> None:
+    """Unavailable if a restore changed the trust domain after the requests were checked."""
+    if any(waiting.csr.service_id.trust_domain != signing.trust_domain for waiting in live):
+        raise Unavailable("the cluster was restored and has another trust domain now; ask with a new request")
 
 
 def _utc(instant: int) -> str:

@@ -21,8 +21,8 @@ from caserver.authority.rotation import Rotation
 from caserver.environment import Clock, within
 from caserver.errors import CaserverError, Corrupt
 from caserver.raft.ports import Leadership
-from caserver.state.commands import ExpireLeaves, ProviderRetired, PruneRoots
-from caserver.state.lifecycle import Expire, Prune, RetireProvider, due, next_due
+from caserver.state.commands import ExpireLeaves, ProviderRetired, PruneRoots, RestoreAbort
+from caserver.state.lifecycle import Expire, GiveUpRestore, Prune, RetireProvider, due, next_due
 from caserver.state.model import CAState, Index, Retiring
 
 LOOK_AGAIN = 5.0  # seconds after which a hindrance (a change under way, a doubtful clock, keys) is looked at again
@@ -31,12 +31,18 @@ RETIRE_AGAIN = 60.0  # seconds after which a provider that could not be retired 
 BACKOFF_MAX = 60.0  # seconds between tries of a step that fails
 _log = structlog.get_logger(__name__)
 
-_Agenda = tuple[Index, tuple[Retiring, ...], str | None]
+_Agenda = tuple[Index, tuple[Retiring, ...], str | None, str | None]
 
 
 def agenda(state: CAState, _leadership: Leadership) -> _Agenda:
     """Selector of ``Log.changed``: what may make another step due at once."""
-    return state.roots_index, state.retiring, None if state.change is None else state.change.request_id
+    change, restoring = state.change, state.restoring
+    return (
+        state.roots_index,
+        state.retiring,
+        None if change is None else change.request_id,
+        None if restoring is None else restoring.request_id,
+    )
 
 
 class Maintenance:
@@ -99,6 +105,9 @@ class Maintenance:
                 await commit(self._log, PruneRoots(at=now, expect_epoch=state.ca_epoch, root_ids=root_ids))
             case Expire():
                 await commit(self._log, ExpireLeaves(at=now))
+            case GiveUpRestore(request_id=request_id):
+                _log.warning("giving up a restore whose pieces ceased to come", request_id=request_id)
+                await commit(self._log, RestoreAbort(request_id=request_id, at=now))
             case _:
                 assert_never(step)
         return True

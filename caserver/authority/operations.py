@@ -16,11 +16,14 @@ from caserver.environment import Clock
 from caserver.errors import CaserverError, InvalidRequest, NotLeader, Unavailable
 from caserver.raft.status import PeerStatus, RaftStatus
 from caserver.requests import (
+    AbortRestore,
+    AdmitRestore,
     Answer,
     CAAnswer,
     Caller,
     CARequest,
     ChangeConfiguration,
+    CommitRestore,
     IssuedLeaf,
     LeadershipMoved,
     LeavesSigned,
@@ -30,6 +33,7 @@ from caserver.requests import (
     ServersRead,
     ServerStatus,
     SignLeaves,
+    StageRestore,
     TransferLeadership,
 )
 
@@ -63,6 +67,8 @@ class Operations:
             case SignLeaves():
                 return await self._sign(caller, request)
             case ChangeConfiguration() | ReadIndex():
+                return await self._authority(caller, request)
+            case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
                 return await self._authority(caller, request)
             case ReadServers(consistent=consistent):
                 return await self._servers(consistent=consistent)

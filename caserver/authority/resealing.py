@@ -81,12 +81,12 @@ class Resealing:
         _log.info("stored secrets are sealed with the current key", key=self._current, secrets=len(values))
 
     def _renewed(self, name: str, value: Sealed) -> Sealed:
-        purpose = _purpose(name)
+        purpose = purpose_of(name)
         opened = self._keyring.open(value, purpose=purpose)
         return self._keyring.seal(opened, purpose=purpose, nonce=self._entropy.bytes(NONCE_BYTES))
 
 
-def _purpose(name: str) -> str:
+def purpose_of(name: str) -> str:
     """The associated data of the value that ``state.sealing`` calls ``name``."""
     kind, _, rest = name.partition("/")
     match kind:

@@ -103,6 +103,14 @@ class Rotation:
         """Give the CA its first root, or finish a change that a former leader left; nothing to do otherwise."""
         await self._to_the_end(self._initialize())
 
+    async def alone(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do ``work`` while no change is under way here, to its end even if the caller goes away."""
+        return await self._to_the_end(self._alone(work))
+
+    async def _alone(self, work: Callable[[], Awaitable[T]]) -> T:
+        async with self._lock:
+            return await work()
+
     async def close(self) -> None:
         """Cancel what is under way; the next leader finishes it."""
         for task in self._tasks:

@@ -33,6 +33,9 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "operator raft list-peers": ("operator", "Display the servers and which of them leads"),
     "operator raft transfer-leader": ("operator", "Let another server lead"),
     "reload": ("agent", "Have an agent read its configuration and TLS files again"),
+    "snapshot inspect": ("snapshot", "Displays information about a snapshot file"),
+    "snapshot restore": ("snapshot", "Restores a snapshot of the whole state"),
+    "snapshot save": ("snapshot", "Saves a snapshot of the whole state"),
     "validate": ("agent", "Check a configuration without starting anything"),
     "version": ("agent", "Print the version"),
 }
@@ -43,6 +46,7 @@ GROUPS: Mapping[str, str] = {
     "operator": "This command has subcommands for operators of the cluster.",
     "operator keyring": "This command has subcommands for the cluster secret.",
     "operator raft": "This command has subcommands for the consensus among the servers.",
+    "snapshot": "This command has subcommands for saving, inspecting and restoring the state of the cluster.",
     "operator recover": "This command has subcommands for changing the list of servers, or recovering it, while all are stopped.",
 }
 _EXAMPLES: Mapping[str, str] = {
@@ -52,6 +56,7 @@ _EXAMPLES: Mapping[str, str] = {
     "operator": "caserver operator raft list-peers",
     "operator keyring": "caserver operator keyring status",
     "operator raft": "caserver operator raft list-peers",
+    "snapshot": "caserver snapshot save backup.snap",
     "operator recover": "caserver operator recover export -data-dir=/var/lib/caserver",
 }
 

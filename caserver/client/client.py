@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
 from caserver.fields import Secret
@@ -28,6 +28,7 @@ CONNECT_TIMEOUT = 5.0  # seconds
 # A rotation may generate an RSA-4096 key and wait out a fail-over before it answers.
 READ_TIMEOUT = 60.0
 ANSWER_MAX = 64 << 20  # bytes; no document of this API comes near
+_PIECE = 64 << 10  # bytes of a file at once
 _AGENT = "caserver"
 _HTTP_OK = 200
 _TOKEN = re.compile(r"[\x20-\x7e]*")
@@ -158,8 +159,32 @@ class Client:
         """Have the agent read its settings and TLS files again."""
         return self.call("PUT", "/v1/agent/reload", query={})
 
-    def call(self, method: str, path: str, *, query: Mapping[str, str], body: bytes | None = None) -> Answer:
-        """One request; ``UnexpectedResponse`` for any status but 200, ``ConnectionFailed`` if none came."""
+    def autopilot_configuration(self, **query: str) -> Answer:
+        """What the health of servers is judged by."""
+        return self.call("GET", "/v1/operator/autopilot/configuration", query=query)
+
+    def save_snapshot(self, file: BinaryIO, **query: str) -> Answer:
+        """Write a snapshot of the whole state into ``file`` as it comes; the answer has no body."""
+        return self.call("GET", "/v1/snapshot", query=query, into=file)
+
+    def restore_snapshot(self, file: BinaryIO, **query: str) -> Answer:
+        """Let the snapshot in ``file`` take the place of the state."""
+        return self.call("PUT", "/v1/snapshot", query=query, body=file)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str],
+        body: bytes | BinaryIO | None = None,
+        into: BinaryIO | None = None,
+    ) -> Answer:
+        """One request; ``UnexpectedResponse`` for any status but 200, ``ConnectionFailed`` if none came.
+
+        A file as ``body`` is sent in chunks; ``into`` takes what a successful answer holds. OSError of those two files comes
+        as it is.
+        """
         target = path + (f"?{urlencode(sorted(query.items()))}" if query else "")
         headers = {"User-Agent": _AGENT, "Accept": "*/*"}
         if self._settings.token is not None:
@@ -167,9 +192,12 @@ class Client:
         connection = self._connection()
         try:
             self._connect(connection, method, target)
-            connection.request(method, target, body=body, headers=headers)
-            response = connection.getresponse()
-            answer = response.read(ANSWER_MAX)
+            response = _exchange(connection, method, target, body, headers)
+            answer = b"" if into is not None and response.status == _HTTP_OK else response.read(ANSWER_MAX)
+            if into is not None and response.status == _HTTP_OK:
+                _copy(response, into)
+        except _FileFailed as exc:
+            raise exc.error from None
         except (OSError, http.client.HTTPException) as exc:
             raise self._failed(method, target, exc) from exc
         except ValueError:  # a name that no resolver takes; from None, because texts of http.client quote headers
@@ -213,6 +241,38 @@ class Client:
         # Consul's client shows the path of a socket as the host of a URL.
         shown = self._authority if self._socket is None else quote(self._socket, safe="")
         return f'{method.capitalize()} "{scheme}://{shown}{target}"'
+
+
+class _FileFailed(Exception):
+    """The caller's file could not be written: nothing that the connection has to do with."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    target: str,
+    body: bytes | BinaryIO | None,
+    headers: Mapping[str, str],
+) -> http.client.HTTPResponse:
+    try:
+        connection.request(method, target, body=body, headers=headers)
+    except (BrokenPipeError, ConnectionResetError):
+        if body is None or isinstance(body, bytes):
+            raise
+        # The server refused without reading on: it has said why.
+    return connection.getresponse()
+
+
+def _copy(response: http.client.HTTPResponse, into: BinaryIO) -> None:
+    while piece := response.read(_PIECE):
+        try:
+            into.write(piece)
+        except OSError as exc:
+            raise _FileFailed(exc) from exc
 
 
 class _Connection(http.client.HTTPConnection):

@@ -29,13 +29,17 @@ from caserver.errors import (
 )
 from caserver.raft.ports import Leadership
 from caserver.requests import (
+    AbortRestore,
+    AdmitRestore,
     Answer,
     Caller,
     ChangeConfiguration,
+    CommitRestore,
     ReadIndex,
     ReadServers,
     Request,
     SignLeaves,
+    StageRestore,
     TransferLeadership,
     decode_answer,
     encode_request,
@@ -47,6 +51,7 @@ _BACKOFF = 0.05  # seconds before the second try while nothing seems to change; 
 _BACKOFF_MAX = 0.5
 _READ_DEADLINE = 5.0  # seconds for one try
 _TRANSFER_DEADLINE = 10.0
+_STEP_DEADLINE = 10.0  # for one command through the log
 _CHANGE_DEADLINE = 120.0  # covers generating an RSA-4096 key and a slow backend
 
 _Route = tuple[str | None, bool, int]
@@ -223,7 +228,8 @@ def _retrieve(task: asyncio.Task[Answer]) -> None:
 
 
 def _doubt(request: Request, error: Unavailable) -> CommitUnknown | None:
-    return error if isinstance(error, CommitUnknown) and isinstance(request, ChangeConfiguration) else None
+    lasting = isinstance(request, (ChangeConfiguration, CommitRestore))
+    return error if isinstance(error, CommitUnknown) and lasting else None
 
 
 def _final(last: Unavailable) -> Unavailable:
@@ -242,13 +248,15 @@ def _lost_the_comparison(request: Request, error: CaserverError) -> bool:
 
 def _deadline(request: Request) -> float:
     match request:
-        case ReadIndex() | ReadServers():
+        case ReadIndex() | ReadServers() | AdmitRestore():
             return _READ_DEADLINE
+        case StageRestore() | AbortRestore():
+            return _STEP_DEADLINE
         case SignLeaves():
             return DROP_AFTER
         case TransferLeadership():
             return _TRANSFER_DEADLINE
-        case ChangeConfiguration():
+        case ChangeConfiguration() | CommitRestore():
             return _CHANGE_DEADLINE
         case _:
             assert_never(request)
@@ -260,5 +268,7 @@ def _size(request: Request) -> int:
             return sum(map(len, csrs))
         case ChangeConfiguration(body=body):
             return len(body)
+        case StageRestore(piece=piece):
+            return len(piece)
         case _:
             return 0

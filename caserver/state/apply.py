@@ -1,7 +1,8 @@
 """``apply``: one function per command, from a state to the next one and what there is to say about it.
 
 Pure, deterministic and total: no clock, no randomness, no exception for any command that the codec can read. A refusal
-returns the very state it was given. Whatever is applied moves ``index`` by exactly one.
+returns the very state it was given. Whatever is applied moves ``index`` by exactly one, but for a restore, which moves it
+beyond every index of either past.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ from caserver.state.commands import (
     RecordSerials,
     Refused,
     Reseal,
+    RestoreAbort,
+    RestoreChunk,
+    RestoreCommit,
     Result,
     SetConfiguration,
     SetIntermediate,
@@ -60,6 +64,7 @@ from caserver.state.repeats import next_index as _next_index
 from caserver.state.repeats import recent as _recent
 from caserver.state.repeats import refuse_duplicate as _refuse_duplicate
 from caserver.state.repeats import with_request as _with_request
+from caserver.state.restore_apply import apply_restore
 from caserver.state.sealing import sealed_values, with_sealed_values, without_secrets_of
 
 Step = tuple[CAState, Result]
@@ -80,6 +85,8 @@ def apply(state: CAState, command: Command) -> Step:
             return provider_retired(state, command)
         case ACLInitialize() | ACLBootstrap() | SetToken() | DeleteToken() | SetPolicy() | DeletePolicy():
             return apply_acl(state, command)
+        case RestoreChunk() | RestoreCommit() | RestoreAbort():
+            return apply_restore(state, command)
         case _:
             return _apply_change(state, command)
 
@@ -118,6 +125,7 @@ def bootstrap(state: CAState, command: Bootstrap) -> Step:
         state,
         index=index,
         cluster_id=command.cluster_id,
+        founding_id=state.founding_id or command.cluster_id,
         sealed_hmac_key=command.sealed_hmac_key,
         configuration=Configuration(command.configuration, create_index=index, modify_index=index),
         roots_index=index,

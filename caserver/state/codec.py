@@ -13,7 +13,7 @@ from __future__ import annotations
 import binascii
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from caserver.errors import Corrupt
 from caserver.state import acl_codec
 from caserver.state import commands as c
 from caserver.state import model as m
-from caserver.state.ledger import by_expiry
+from caserver.state.ledger import by_expiry, merged
 from caserver.state.shapes import FLAG as _FLAG
 from caserver.state.shapes import INT as _INT
 from caserver.state.shapes import NUMBER as _NUMBER
@@ -196,6 +196,15 @@ _OPERATIONS: dict[str, tuple[type[Any], _Shape[Any]]] = {
         _record(c.RecordSerials, at=_INT, serials=_many(_tuple_of(_INT, _INT, _SERIAL))),
     ),
     "expire_leaves": (c.ExpireLeaves, _record(c.ExpireLeaves, at=_INT)),
+    "restore_chunk": (
+        c.RestoreChunk,
+        _record(c.RestoreChunk, request_id=_TEXT, at=_INT, number=_INT, piece=_TEXT, key_ids=_many(_TEXT)),
+    ),
+    "restore_commit": (
+        c.RestoreCommit,
+        _record(c.RestoreCommit, request_id=_TEXT, at=_INT, pieces=_INT, digest=_TEXT),
+    ),
+    "restore_abort": (c.RestoreAbort, _record(c.RestoreAbort, request_id=_TEXT, at=_INT)),
     "reseal": (c.Reseal, _record(c.Reseal, at=_INT, expect_index=_INT, values=_many(_tuple_of(_TEXT, _SEALED)))),
 }
 
@@ -260,6 +269,8 @@ _HEADER = _record(
     m.CAState,
     frozenset({"epoch_given"}),
     cluster_id=_optional(_TEXT),
+    founding_id=_optional(_TEXT),
+    restored_index=_INT,
     index=_INT,
     ca_epoch=_INT,
     sealed_hmac_key=_optional(_SEALED),
@@ -283,13 +294,21 @@ _ROW = _row_of(
     index=_INT,
 )
 _USE = _row_of(m.ServiceUse, count=_INT, latest_not_after=_INT, last_serial=_optional(_SERIAL))
+_READING = _record(m.Reading, lines=_INT, head=_TEXT, acl=_many(_TEXT), ended=_FLAG)
+_RESTORING = _record(
+    m.Restoring, request_id=_TEXT, at=_INT, pieces=_INT, digest=_TEXT, key_ids=_many(_TEXT), tail=_TEXT
+)
+_RESTORING_LINE = _tuple_of(_RESTORING, _READING, _INT)
+_RESTORING_MARK, _END = b'["restoring",', b'["end",'
+_ACL_MARKS = tuple(f'["{kind}",'.encode() for kind in sorted(acl_codec.LINE_KINDS))
+_CUT_SHORT = "the snapshot is cut short; remove this node's data directory and let it rejoin the others"
 _HOUR_LINE = _tuple_of(_INT, _INT, _INT, _many(_tuple_of(_INT, _ROW)))
 _LINE = _tuple_of(_TEXT, _exactly(list))
 _USES_LINE = _many(_tuple_of(_TEXT, _TEXT, _USE))
 
 
 def encode_state(state: m.CAState) -> Iterator[bytes]:
-    """Bytes of ``state`` in slices of a few milliseconds' work each; some slices are empty."""
+    """Bytes of ``state`` in slices of a few milliseconds' work each, ASCII; some slices are empty."""
     lines = 2
     yield _line([_STATE_FORMAT, _STATE_VERSION, state.ledger.max_rows])
     yield _line(_HEADER.pack(state))
@@ -299,28 +318,85 @@ def encode_state(state: m.CAState) -> Iterator[bytes]:
     for line in _ledger_lines(state.ledger):
         lines += bool(line)
         yield line
+    if state.restoring is not None:
+        for line in _restoring_lines(state.restoring):
+            lines += bool(line)
+            yield line
     yield _line(["end", lines])
 
 
 def decode_state(data: bytes) -> m.CAState:
     """The state in ``data``; Corrupt if it cannot be read whole."""
-    first, *rest = data.split(b"\n")
-    name, version, max_rows = _opened("a snapshot", first, _tuple_of(_TEXT, _INT, _INT))
+    *lines, tail = data.split(b"\n")
+    if tail:
+        raise Corrupt(_CUT_SHORT)
+    place = next((at for at, line in enumerate(lines) if line.startswith(_RESTORING_MARK)), None)
+    if place is None:
+        return state_of(read_on(m.Reading(), lines))
+    reading = read_on(m.Reading(), lines[:place])
+    reading = read_on(replace(reading, lines=len(lines) - 1), lines[-1:])
+    return replace(state_of(reading), restoring=_read_restoring(lines[place:-1]))
+
+
+def read_on(reading: m.Reading, lines: Sequence[bytes]) -> m.Reading:
+    """The reading after some more lines of an encoded state; Corrupt if they cannot be such."""
+    if not lines:
+        return reading
+    if reading.ended:
+        raise Corrupt("a snapshot goes on behind its end")
+    waiting, ledger, head = list(lines), reading.ledger, reading.head
+    if reading.lines == 0:
+        ledger = replace(ledger, max_rows=_read_format(waiting.pop(0)))
+    if reading.lines <= 1 and waiting:
+        head = waiting.pop(0).decode("ascii", "replace")
+    total = reading.lines + len(lines)
+    ended = bool(waiting) and waiting[-1].startswith(_END)
+    if ended and waiting.pop() != _line(["end", total - 1]).rstrip():
+        raise Corrupt(_CUT_SHORT)
+    acl = tuple(line.decode("ascii", "replace") for line in waiting if line.startswith(_ACL_MARKS))
+    more = _read_ledger(line for line in waiting if not line.startswith(_ACL_MARKS))
+    ledger = _checked("a snapshot", lambda: merged(ledger, more))
+    return m.Reading(lines=total, head=head, acl=reading.acl + acl, ledger=ledger, ended=ended)
+
+
+def state_of(reading: m.Reading) -> m.CAState:
+    """The state that was read; Corrupt if it is not whole."""
+    if not reading.ended:
+        raise Corrupt(_CUT_SHORT)
+    state = _opened("the head of a snapshot", reading.head.encode(), _HEADER)
+    acl = [_opened("a line of a snapshot", line.encode(), _LINE) for line in reading.acl]
+    return replace(
+        state,
+        ledger=reading.ledger,
+        acl=_checked("the tokens and policies of a snapshot", lambda: acl_codec.read_lines(acl)),
+    )
+
+
+def _read_format(line: bytes) -> int:
+    """The bound of the ledger; Corrupt if this build does not read what follows."""
+    name, version, max_rows = _opened("a snapshot", line, _tuple_of(_TEXT, _INT, _INT))
     if name != _STATE_FORMAT or version != _STATE_VERSION:
         raise Corrupt(
             f'the snapshot is "{name}" version {version}, this build reads "{_STATE_FORMAT}" '
             f"version {_STATE_VERSION}; run the caserver version that wrote it"
         )
-    if len(rest) < 3 or rest.pop() != b"" or rest.pop() != _line(["end", len(rest) + 1]).rstrip():  # noqa: PLR2004 -- header, end and the rest behind the last line feed
-        raise Corrupt("the snapshot is cut short; remove this node's data directory and let it rejoin the others")
-    state = _opened("the head of a snapshot", rest[0], _HEADER)
-    lines = [_opened("a line of a snapshot", line, _LINE) for line in rest[1:]]
-    acl = [line for line in lines if line[0] in acl_codec.LINE_KINDS]
-    return replace(
-        state,
-        ledger=_read_ledger((line for line in lines if line[0] not in acl_codec.LINE_KINDS), max_rows),
-        acl=_checked("the tokens and policies of a snapshot", lambda: acl_codec.read_lines(acl)),
-    )
+    found: int = max_rows
+    return found
+
+
+def _restoring_lines(restoring: m.Restoring) -> Iterator[bytes]:
+    """What is being brought in: a line of its own, then its ledger as far as it has come."""
+    ledger = restoring.reading.ledger
+    yield _line(["restoring", [_RESTORING.pack(restoring), _READING.pack(restoring.reading), ledger.max_rows]])
+    yield from _ledger_lines(ledger)
+
+
+def _read_restoring(lines: Sequence[bytes]) -> m.Restoring:
+    _, body = _opened("a line of a snapshot", lines[0], _LINE)
+    restoring: m.Restoring
+    restoring, reading, max_rows = _fitting("what is being restored", _RESTORING_LINE, body)
+    ledger = replace(_read_ledger(lines[1:]), max_rows=max_rows)
+    return replace(restoring, reading=replace(reading, ledger=ledger))
 
 
 def _ledger_lines(ledger: m.Ledger) -> Iterator[bytes]:
@@ -351,10 +427,11 @@ def _uses_lines(ledger: m.Ledger) -> Iterator[bytes]:
         yield _line(["uses", [[*key, _USE.pack(ledger.uses[key])] for key in sorted(bucket)]])
 
 
-def _read_ledger(lines: Iterable[tuple[str, Any]], max_rows: int) -> m.Ledger:
+def _read_ledger(lines: Iterable[bytes]) -> m.Ledger:
     hours: dict[int, tuple[int, int, dict[int, m.LedgerRow]]] = {}
     uses: dict[tuple[m.RootID, str], m.ServiceUse] = {}
-    for kind, body in lines:
+    for line in lines:
+        kind, body = _opened("a line of a snapshot", line, _LINE)
         if kind == "hour":
             hour, first, following, rows = _fitting("an hour of a snapshot", _HOUR_LINE, body)
             hours.setdefault(hour, (first, following, {}))[2].update(rows)
@@ -370,7 +447,6 @@ def _read_ledger(lines: Iterable[tuple[str, Any]], max_rows: int) -> m.Ledger:
         row_count=sum(len(rows) for _, _, rows in hours.values()),
         uses=Map(uses),
         uses_by_expiry=by_expiry(Map(uses)),
-        max_rows=max_rows,
     )
 
 

@@ -6,7 +6,7 @@ decision was based on (``expect_index`` or ``expect_epoch``), so that a stale de
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from caserver.internode.keyring import Sealed
@@ -177,6 +177,40 @@ class Reseal:
     values: tuple[tuple[str, Sealed], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RestoreChunk:
+    """Bring in the next piece of an encoded state; ``number`` counts from 0, which begins a restore.
+
+    A restore in which nothing happened for ``RESTORE_IDLE`` seconds makes way for another one.
+    """
+
+    request_id: str
+    at: int
+    number: int
+    piece: str = field(repr=False)  # ASCII, as large as goes into a command
+    key_ids: tuple[str, ...]  # keys that sealed what is in the state, hex
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreCommit:
+    """Put the state that was brought in into the place of the present one, if it is whole and the one that is meant."""
+
+    request_id: str
+    at: int
+    pieces: int
+    digest: str  # as in ``Restoring``
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreAbort:
+    """Forget what was brought in."""
+
+    request_id: str
+    at: int
+
+
+RestoreCommand = RestoreChunk | RestoreCommit | RestoreAbort
+
 Command = (
     Bootstrap
     | BeginChange
@@ -191,6 +225,7 @@ Command = (
     | ExpireLeaves
     | Reseal
     | ACLCommand
+    | RestoreCommand
 )
 
 
@@ -209,6 +244,8 @@ class Reason(StrEnum):
     NO_SUCH_TOKEN = "no such token"  # noqa: S105 - a sentence
     NO_SUCH_POLICY = "no such policy"
     DUPLICATE_REQUEST = "the request was already applied"
+    RESTORE_IN_PROGRESS = "another restore is in progress"
+    NO_SUCH_RESTORE = "no such restore is in progress"
     INVALID = "the command is not valid"
 
 

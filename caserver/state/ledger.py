@@ -102,6 +102,31 @@ def by_expiry(uses: Map[UseKey, ServiceUse]) -> Map[int, Map[UseKey, None]]:
     return Map({expiry: Map(keys) for expiry, keys in found.items()})
 
 
+def merged(ledger: Ledger, more: Ledger) -> Ledger:
+    """The parts of one ledger put together; ValueError if the totals of a service come twice."""
+    if not ledger.uses:
+        expiries = more.uses_by_expiry
+    else:
+        if any(key in ledger.uses for key in more.uses):
+            raise ValueError("the totals of a service come twice")
+        expiries = ledger.uses_by_expiry
+        for expiry, keys in more.uses_by_expiry.items():
+            expiries = expiries.set(expiry, expiries.get(expiry, _NO_KEYS).update(keys))
+    hours, row_count = ledger.hours.mutate(), ledger.row_count
+    for hour, within in more.hours.items():
+        known = hours.get(hour)
+        joined = within if known is None else replace(known, rows=known.rows.update(within.rows))
+        row_count += len(joined.rows) - (0 if known is None else len(known.rows))
+        hours[hour] = joined
+    return replace(
+        ledger,
+        hours=hours.finish(),
+        row_count=row_count,
+        uses=ledger.uses.update(more.uses),
+        uses_by_expiry=expiries,
+    )
+
+
 class _Uses:
     """The totals of one ledger being changed, together with their order of expiry."""
 

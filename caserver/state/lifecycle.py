@@ -14,6 +14,7 @@ from caserver.state.model import (
     HOUR,
     REQUEST_IDS_KEPT,
     REQUEST_IDS_MIN,
+    RESTORE_IDLE,
     CARoot,
     CAState,
     Index,
@@ -47,11 +48,20 @@ class Expire:
     """Forget what has expired with ``ExpireLeaves``."""
 
 
-Due = RetireProvider | Prune | Expire
+@dataclass(frozen=True, slots=True)
+class GiveUpRestore:
+    """Forget with ``RestoreAbort`` what a node that died was bringing in."""
+
+    request_id: str
+
+
+Due = RetireProvider | Prune | Expire | GiveUpRestore
 
 
 def due(state: CAState, now: int) -> Due | None:
     """The one step that maintenance should take next, or None. A change in progress puts pruning off."""
+    if state.restoring is not None and now >= state.restoring.at + RESTORE_IDLE:
+        return GiveUpRestore(state.restoring.request_id)
     for retiring in state.retiring:
         if now >= retiring.not_before:
             return RetireProvider(retiring)
@@ -64,6 +74,8 @@ def due(state: CAState, now: int) -> Due | None:
 def next_due(state: CAState, now: int) -> float:
     """Seconds until ``due`` may have something to say (0 = now), at most ``IDLE``."""
     instants = [retiring.not_before for retiring in state.retiring]
+    if state.restoring is not None:
+        instants.append(state.restoring.at + RESTORE_IDLE)
     if state.change is None:
         instants += [kept + 1 for root in state.roots if (kept := kept_until(root)) is not None]
     instants += _expiries(state)

@@ -24,6 +24,7 @@ HOUR = 3600  # seconds; expiry buckets of the ledger's leaves
 HISTORY_MAX = 50  # configurations kept for undo and for "who changed what"
 REQUEST_IDS_KEPT = 600  # seconds a request id is remembered at least, by the clocks of the leaders
 REQUEST_IDS_MIN = 1000  # the latest of them are remembered whatever a clock says: it may have been set forward
+RESTORE_IDLE = 30  # seconds without another piece after which a restore is given up: whoever brought them has died
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ class HistoryEntry:
 
     index: Index
     at: int
-    kind: str  # "bootstrap" | "rotate" | "configure"
+    kind: str  # "bootstrap" | "rotate" | "configure" | "restore"
     active_root_id: RootID | None
     configuration: StoredConfiguration
 
@@ -172,7 +173,31 @@ class RequestRecord:
 
     at: int
     index: Index
-    result: str  # "activated" | "configured" | "renewed" | "aborted[ <kind>]: <reason>"
+    result: str  # "activated" | "configured" | "renewed" | "restored" | "aborted[ <kind>]: <reason>"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An encoded state as far as it was read, line by line."""
+
+    lines: int = 0  # read so far
+    head: str = ""  # the line with everything that is small; decoded at the end, like the next
+    acl: tuple[str, ...] = ()  # lines of tokens and policies
+    ledger: Ledger = field(default_factory=Ledger)
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Restoring:
+    """A snapshot that is being brought in piece by piece. Nothing of it counts before it is whole and committed."""
+
+    request_id: str
+    at: int  # of the latest piece
+    pieces: int
+    digest: str  # hex; SHA-256 over the digest before the latest piece and that piece
+    key_ids: tuple[str, ...]  # keys that sealed what is in it
+    tail: str  # the line that is not complete yet
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +205,8 @@ class CAState:
     """Everything that the cluster agrees on."""
 
     cluster_id: str | None = None  # lower-case UUID; the trust domain is "<cluster_id>.consul"
+    founding_id: str | None = None  # the first cluster id that was applied: by it the nodes know each other for ever
+    restored_index: Index = Index(0)  # of the latest restore: what was decided or signed before it is of another past
     index: Index = Index(0)
     ca_epoch: int = 0  # bumped by every change of active root or signing certificate
     sealed_hmac_key: Sealed | None = None
@@ -193,6 +220,7 @@ class CAState:
     requests: Map[str, RequestRecord] = field(default_factory=Map)
     epoch_given: int = 0  # highest epoch that any change was announced with, whatever became of it
     acl: ACLState = field(default_factory=ACLState)
+    restoring: Restoring | None = None
 
     @property
     def trust_domain(self) -> str | None:

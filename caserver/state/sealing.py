@@ -32,6 +32,9 @@ from caserver.state.commands import (
     PruneRoots,
     RecordSerials,
     Reseal,
+    RestoreAbort,
+    RestoreChunk,
+    RestoreCommit,
     SetConfiguration,
     SetIntermediate,
 )
@@ -78,6 +81,8 @@ def with_sealed_values(state: CAState, values: Mapping[str, Sealed]) -> CAState:
 
 def erases(before: CAState, after: CAState) -> bool:
     """Whether a sealed value of ``before`` is nowhere in ``after``; quick for what happens often, which touches none."""
+    if before.restoring is not None and after.restoring is None:
+        return True  # the log holds the pieces of another state, and after a commit it holds what that one replaced
     if _holders(before) == _holders(after):
         return False
     return not set(sealed_values(before).values()) <= set(sealed_values(after).values())
@@ -91,14 +96,18 @@ def _holders(state: CAState) -> tuple[int, ...]:
 
 def keys_in_state(state: CAState) -> frozenset[str]:
     """Ids of the keys that sealed something in the state."""
-    return frozenset(sealed_key_id(value) for value in sealed_values(state).values())
+    received = () if state.restoring is None else state.restoring.key_ids
+    return frozenset((*received, *(sealed_key_id(value) for value in sealed_values(state).values())))
 
 
 def keys_in_command(command: bytes) -> frozenset[str]:
     """Ids of the keys that sealed something in an encoded command; Corrupt for bytes that this build cannot read."""
     if command.startswith(_FREQUENT):
         return frozenset()
-    return frozenset(sealed_key_id(value) for value in _carried(decode_command(command)))
+    decoded = decode_command(command)
+    if isinstance(decoded, RestoreChunk):  # cut anywhere, so that it cannot be looked into
+        return frozenset(decoded.key_ids)
+    return frozenset(sealed_key_id(value) for value in _carried(decoded))
 
 
 def _carried(command: Command) -> tuple[Sealed, ...]:
@@ -118,6 +127,8 @@ def _carried(command: Command) -> tuple[Sealed, ...]:
             return ()
         case ACLInitialize() | ACLBootstrap() | SetToken() | DeleteToken() | SetPolicy() | DeletePolicy():
             return ()  # hashes, not secrets
+        case RestoreChunk() | RestoreCommit() | RestoreAbort():
+            return ()
         case _:
             assert_never(command)
 

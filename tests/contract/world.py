@@ -16,6 +16,7 @@ from caserver.api.server import ApiServer, Listener, NodeView, Readiness
 from caserver.authority.authority import Authority
 from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
+from caserver.backup import Backups
 from caserver.config.agent_config import AgentConfig
 from caserver.environment import InlineWorkers
 from caserver.errors import CaserverError, ReloadFailed
@@ -29,6 +30,7 @@ from tests.testkit.fakes import FakeLog, FakeRaft, ManualClock, SeededEntropy, s
 
 CLUSTER_ID = "838f036d-2872-2c69-9558-34f8baacf38a"
 START = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+KEYRING = Keyring([bytes(range(32))])
 PEERS = {"n1": ("127.0.0.1", 18611), "n2": ("127.0.0.1", 18621), "n3": ("127.0.0.1", 18631)}
 
 
@@ -180,6 +182,16 @@ async def running(
         reload=reloads.reload,
         ready=lambda: Readiness(ready=True),
         raft=rafts[node],
+        backups=Backups(
+            log,
+            leading,
+            keyring=KEYRING,
+            clock=clock,
+            entropy=entropy,
+            workers=InlineWorkers(),
+            servers={name: f"{host}:{port}" for name, (host, port) in PEERS.items()},
+            scratch=None,
+        ),
         telemetry=telemetry,
         dev=dev,
         requests=requests,
@@ -231,7 +243,7 @@ def _authority(
     return Authority(
         log,
         providers=Providers({"consul": builtin_kind(clock, entropy, workers)}),
-        keyring=Keyring([bytes(range(32))]),
+        keyring=KEYRING,
         clock=clock,
         entropy=entropy,
         workers=workers,

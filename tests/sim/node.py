@@ -239,7 +239,7 @@ class Life:
         )
         setting.parts.tinker(self.engine)
         streams: Any = self.network
-        binder = _ClusterBinder(data, membership, streams, lambda: self.machine.state.cluster_id)
+        binder = _ClusterBinder(data, membership, streams, lambda: self.machine.state.founding_id)
         self.witness.born(self)
         log.start(self.engine, self.network, before_change=binder.bind)
         setting.wires.endpoints[self.name] = self

@@ -125,7 +125,7 @@ class Member:
 
 
 def _cluster_id(state: CAState) -> str | None:
-    return state.cluster_id
+    return state.founding_id
 
 
 def _leader_of(state: CAState, leadership: Leadership) -> str | None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from caserver.internode.keyring import Sealed
 from caserver.state.apply import apply
+from caserver.state.codec import encode_state
 from caserver.state.commands import (
     AbortChange,
     ActivateRoot,
@@ -23,11 +24,15 @@ from caserver.state.commands import (
     PruneRoots,
     RecordSerials,
     Reseal,
+    RestoreAbort,
+    RestoreChunk,
+    RestoreCommit,
     SetConfiguration,
     SetIntermediate,
 )
 from caserver.state.ledger import by_expiry
 from caserver.state.model import HISTORY_MAX, HOUR, CARoot, CAState, Effective, Index, RootID, StoredConfiguration
+from caserver.state.restore_apply import NOTHING_YET, next_digest
 from caserver.state.sealing import sealed_values
 from tests.testkit import acl_states
 
@@ -186,7 +191,43 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(ExpireLeaves, instants),
     st.builds(Reseal, instants, indexes, tuples(st.tuples(texts, seals))),
     acl_states.commands,
+    st.builds(RestoreChunk, request_ids, instants, st.integers(-1, 3), texts, tuples(texts)),
+    st.builds(RestoreCommit, request_ids, instants, st.integers(-1, 3), texts),
+    st.builds(RestoreAbort, request_ids, instants),
 )
+RESTORE_PIECES = 4
+
+
+def archived() -> CAState:
+    """A state of another past, with a leaf and a root on its way out."""
+    state = rotated(initialized(leaf_ttl=24 * HOUR), ROOT_IDS[1])
+    return applied(state, issue(state, order("archived", service="db", not_after=NOW + 24 * HOUR)))
+
+
+def pieces_of(state: CAState, count: int = RESTORE_PIECES) -> list[str]:
+    """The bytes of a state as text, in as many pieces."""
+    text = b"".join(encode_state(state)).decode("ascii")
+    size = len(text) // count + 1
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+def restores(state: CAState, *, request_id: str = "restore", at: int = NOW) -> list[Command]:
+    """The commands that put ``state`` into the place of another one."""
+    digest, found = NOTHING_YET, list[Command]()
+    for number, piece in enumerate(pieces_of(state)):
+        found.append(RestoreChunk(request_id, at, number, piece, ("aa",)))
+        digest = next_digest(digest, piece)
+    return [*found, RestoreCommit(request_id, at, len(found), digest)]
+
+
+def _restoring(state: CAState, at: int) -> Command:
+    """The next command of a restore of ``archived``."""
+    restoring = state.restoring
+    number, request_id = (
+        (0, f"restore {state.index}") if restoring is None else (restoring.pieces, restoring.request_id)
+    )
+    wanted = restores(archived(), request_id=request_id, at=at)
+    return wanted[min(number, len(wanted) - 1)]
 
 
 @st.composite
@@ -256,6 +297,7 @@ def fitting(draw: st.DrawFn, state: CAState) -> Command:
             tuples(st.tuples(st.sampled_from(hours), st.integers(0, 6), st.integers(1, 9))),
         ),
         st.builds(ExpireLeaves, st.just(at)),
+        st.just(_restoring(state, at)),
         st.builds(
             Reseal,
             st.just(at),
@@ -274,6 +316,8 @@ def check_invariants(state: CAState) -> None:
     assert [root.id for root in state.roots] == sorted({root.id for root in state.roots})
     assert (state.configuration is None) == (state.cluster_id is None)
     assert state.roots_index <= state.index
+    assert state.restored_index <= state.index
+    assert state.cluster_id is None or state.founding_id is not None
     assert len(state.history) <= HISTORY_MAX
     assert state.change is None or state.ca_epoch < state.change.epoch == state.epoch_given
     owed = [(each.root_id, each.epoch) for each in state.retiring]

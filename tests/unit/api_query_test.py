@@ -193,6 +193,7 @@ def view(log: SetLog, *, index: int = 5) -> NodeView:
         reload=None,  # type: ignore[arg-type]
         ready=lambda: Readiness(ready=True),
         raft=None,  # type: ignore[arg-type]
+        backups=None,  # type: ignore[arg-type]
         telemetry=None,  # type: ignore[arg-type]
     )
 

@@ -23,7 +23,7 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 
 # Top to bottom; a package stands for itself ("" is its __init__). Imports go downwards, or stay within one package.
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
-    {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output", "recover"}},
+    {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output", "recover", "snapshot"}},
     {"": {"daemon", "listeners", "own_secret", "reloading", "supervision"}},
     {
         "api": {
@@ -39,10 +39,11 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "routes",
             "schemas",
             "server",
+            "snapshot",
             "status",
         }
     },
-    {"": {"leaf_cache"}},
+    {"": {"backup", "leaf_cache"}},
     {"forwarding": {"", "channel", "leader"}},
     {
         "authority": {
@@ -57,6 +58,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "ports",
             "probe",
             "resealing",
+            "restoration",
             "rotation",
         }
     },
@@ -99,7 +101,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         },
         "client": {"", "client"},
     },
-    {"": {"acl", "wire", "requests"}},
+    {"": {"acl", "archive", "wire", "requests"}},
     {
         "state": {
             "",
@@ -119,6 +121,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "machine",
             "model",
             "repeats",
+            "restore_apply",
             "sealing",
             "shapes",
             "vault_configuration",
