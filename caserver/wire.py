@@ -28,7 +28,7 @@ _MILLISECOND = 1e-3  # seconds
 _LOW_64_BITS = (1 << 64) - 1
 # What Go's encoding/json escapes inside strings; outside of strings none of these can occur.
 _GO_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-_UNMARSHAL = "Bad request: Request decode failed: "
+UNMARSHAL = "Bad request: Request decode failed: "
 
 
 def render(document: object, *, pretty: bool = False) -> bytes:
@@ -164,7 +164,7 @@ def encode_health(found: ServersRead, addresses: Mapping[str, str]) -> Document:
                 "SerfStatus": "alive" if each.connected else "failed",
                 "Version": each.release,
                 "Leader": each.leader,
-                "LastContact": _contact(each.last_contact),
+                "LastContact": contact_text(each.last_contact),
                 "LastTerm": each.last_term,
                 "LastIndex": each.last_index,
                 "Healthy": each.healthy,
@@ -176,7 +176,7 @@ def encode_health(found: ServersRead, addresses: Mapping[str, str]) -> Document:
     }
 
 
-def _contact(seconds: float) -> str:
+def contact_text(seconds: float) -> str:
     """A duration as Go prints it; ``never`` below zero."""
     if seconds < 0:
         return "never"
@@ -190,7 +190,7 @@ def encode_autopilot(*, contact_max: float, trailing_max: int) -> Document:
     """Body of the autopilot configuration: what health is judged by; nothing here removes or promotes servers by itself."""
     return {
         "CleanupDeadServers": False,
-        "LastContactThreshold": _contact(contact_max),
+        "LastContactThreshold": contact_text(contact_max),
         "MaxTrailingLogs": trailing_max,
         "MinQuorum": 0,
         "ServerStabilizationTime": "0s",
@@ -275,12 +275,12 @@ def decode_sign(body: str) -> SignBody:
     """Read the body of PUT sign: one PEM, ``{"CSR": pem}`` or ``{"CSRs": [pem, ...]}``; InvalidRequest says what is wrong."""
     if not body.lstrip().startswith("{"):
         if not body.strip():
-            raise InvalidRequest(f"{_UNMARSHAL}EOF")
+            raise InvalidRequest(f"{UNMARSHAL}EOF")
         return SignBody((body,), listed=False)
     try:
         document = gojson.decode(body)
     except ValueError as exc:
-        raise InvalidRequest(f"{_UNMARSHAL}{exc}") from exc
+        raise InvalidRequest(f"{UNMARSHAL}{exc}") from exc
     match document:
         case {"CSR": str(csr), **rest} if not rest:
             return SignBody((csr,), listed=False)
@@ -292,5 +292,5 @@ def decode_sign(body: str) -> SignBody:
             return SignBody(tuple(csrs), listed=True)
         case _:
             raise InvalidRequest(
-                f'{_UNMARSHAL}the object must hold either "CSR" (one PEM text) or "CSRs" (a list of 1 to {SIGN_MAX} PEM texts)'
+                f'{UNMARSHAL}the object must hold either "CSR" (one PEM text) or "CSRs" (a list of 1 to {SIGN_MAX} PEM texts)'
             )

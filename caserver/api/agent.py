@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caserver import wire
+from caserver import nodes_wire, wire
 from caserver.api.connect_ca import check_enabled, roots_body, roots_key
 from caserver.api.query import (
     CONTACT_MAX,
@@ -16,8 +16,12 @@ from caserver.api.query import (
     metadata,
     patience,
 )
-from caserver.errors import InvalidQuery
+from caserver.authority.operations import servers
+from caserver.errors import InvalidCSR, InvalidQuery, InvalidRequest
 from caserver.leaf_cache import CachedLeaf
+from caserver.nodes_wire import Site, encode_self
+from caserver.pki.spiffe import ServiceID, is_other_identity, parse_service_uri
+from caserver.settings_wire import encode_settings
 from caserver.state.lifecycle import roots_index
 from caserver.telemetry.metrics import prometheus
 
@@ -47,6 +51,44 @@ async def get_metrics(node: NodeView, call: Call) -> Reply:
         raise InvalidQuery(f'Invalid format "{wanted[:64]}"; use format=prometheus, or leave it out for JSON')
     ended, seconds, readings = await node.telemetry.interval()
     return Reply(Body(wire.render(wire.encode_metrics(readings, ended=ended, seconds=seconds), pretty=True)))
+
+
+async def get_self(node: NodeView, call: Call) -> Reply:
+    """This agent's description of itself: what it is, how it is set up, and how it is."""
+    status = await node.raft.status()
+    found = servers(status, now=node.clock.now().timestamp())
+    settings = encode_settings(node.settings(), contact_max=status.contact_max)
+    document = encode_self(settings, status, found, Site(node.datacenter, node.peers))
+    return Reply(Body(wire.render(document, pretty=call.options.pretty or node.dev)))
+
+
+async def authorize(node: NodeView, call: Call) -> Reply:
+    """Whether the client of a certificate may connect to a service; there are no intentions, so the default decides."""
+    request = nodes_wire.decode_authorize(call.body.decode("utf-8", "replace"))
+    client = _client(request.client_uri)
+    check_enabled(node)
+    state = node.log.state if node.log.state.cluster_id else await initialized(node, call)
+    authorized, reason = _default(node)
+    if client.trust_domain != state.trust_domain:
+        authorized, reason = False, f"Identity from an external trust domain: {client.trust_domain}"
+    document = nodes_wire.encode_authorization(authorized=authorized, reason=reason)
+    return Reply(Body(wire.render(document, pretty=call.options.pretty or node.dev)), _cache_headers(hit=False, age=0))
+
+
+def _client(uri: str) -> ServiceID:
+    try:
+        return parse_service_uri(uri)
+    except InvalidCSR as exc:
+        kind = "Service" if is_other_identity(uri) else "Connect"
+        raise InvalidRequest(f"Bad request: ClientCertURI not a valid {kind} identifier\n{exc.detail}") from exc
+
+
+def _default(node: NodeView) -> tuple[bool, str]:
+    """What holds where no intention speaks, and why."""
+    wanted = node.settings().connect.authorize_default
+    if wanted is None:
+        return True, "ACLs disabled, access is allowed by default"
+    return wanted == "allow", "Default behavior configured by connect { authorize_default }"
 
 
 async def reload(node: NodeView, _call: Call) -> Reply:

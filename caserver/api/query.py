@@ -119,6 +119,23 @@ class BodyCache:
         return body
 
 
+class Roster:
+    """Which servers were alive when this node last looked, and the index at which it first saw them so.
+
+    Nothing of it is replicated: another node has seen other things, so its index is another one.
+    """
+
+    def __init__(self) -> None:
+        self.index = 0
+        self._picture: object = None
+
+    def look(self, picture: tuple[tuple[str, bool], ...], state_index: int) -> None:
+        """Note what is seen now, name and whether alive; the index grows whenever that changes."""
+        if picture != self._picture:
+            self.index = max(self.index + 1, state_index)
+            self._picture = picture
+
+
 @dataclass(frozen=True, slots=True)
 class NodeView:
     """What handlers need of the node that they run on."""
@@ -140,6 +157,7 @@ class NodeView:
     telemetry: Telemetry
     dev: bool = False  # every body is pretty
     blocked: BlockedQueries = field(default_factory=BlockedQueries)
+    roster: Roster = field(default_factory=Roster)
     bodies: BodyCache = field(default_factory=BodyCache)
     requests: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # (path, method, status) -> answers
 

@@ -70,6 +70,7 @@ CACHE_CONTROL = Parameter(
 )
 CACHED = Parameter("cached", "query", "Consul's; answers of this kind always come from this node's cache.", _PRESENT)
 NAMESPACE = Parameter("ns", "query", "Consul Enterprise's; refused.", {"type": "string", "maxLength": 0})
+FILTER = Parameter("filter", "query", "Consul's; refused.", {"type": "string", "maxLength": 0})
 _CONSISTENCY = (STALE, CONSISTENT, MAX_STALE)
 _READ = (PRETTY, DATACENTER, *_CONSISTENCY)
 _BLOCKING = (INDEX, WAIT)
@@ -149,6 +150,29 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         same_body=(status.UNHEALTHY,),
     ),
     ("/v1/operator/autopilot/configuration", "GET"): Operation(_json("Autopilot"), (PRETTY, DATACENTER)),
+    ("/v1/agent/connect/authorize", "POST"): Operation(
+        _json("Authorization"), (PRETTY,), takes=_json("AuthorizeRequest"), headers=("X-Cache",)
+    ),
+    ("/v1/agent/self", "GET"): Operation(_json("Self"), (PRETTY,)),
+    ("/v1/agent/members", "GET"): Operation(
+        _json("Members"),
+        (
+            PRETTY,
+            Parameter("wan", "query", "Names carry the datacenter.", _PRESENT),
+            Parameter("segment", "query", "Consul Enterprise's.", {"type": "string", "enum": ["", "_all"]}),
+        ),
+    ),
+    ("/v1/catalog/nodes", "GET"): Operation(
+        _json("Nodes"),
+        (*_READ, *_BLOCKING, FILTER, Parameter("node-meta", "query", "Only nodes with this key:value.")),
+        headers=_METADATA,
+    ),
+    ("/v1/health/node/", "GET"): Operation(
+        _json("Checks"),
+        (*_READ, *_BLOCKING, FILTER),
+        Parameter("node", "path", "Name of the server.", {"type": "string", "minLength": 1}),
+        headers=_METADATA,
+    ),
     ("/v1/agent/reload", "PUT"): Operation(),
     ("/v1/agent/metrics", "GET"): Operation(
         {**_json("Metrics"), TEXT_TYPE: TEXT},

@@ -9,12 +9,13 @@ from caserver.acl import (
     AGENT_READ,
     AGENT_WRITE,
     MANAGEMENT,
+    NODE_READ,
     OPERATOR_READ,
     OPERATOR_WRITE,
     SERVICE_WRITE,
     Permission,
 )
-from caserver.api import agent, connect_ca, openapi, operator, snapshot
+from caserver.api import agent, connect_ca, nodes, openapi, operator, snapshot
 from caserver.api.query import Call, NodeView, Reply
 from caserver.archive import ARCHIVE_MAX
 
@@ -116,6 +117,25 @@ ROUTES: tuple[Route, ...] = (
         {"GET": operator.get_autopilot_configuration},
         "What the health of servers is judged by",
         OPERATOR_READ,
+    ),
+    Route(
+        "/v1/agent/connect/authorize",
+        {"POST": agent.authorize},
+        "Whether the client of a certificate may connect to a service",
+        SERVICE_WRITE,
+    ),
+    Route("/v1/agent/self", {"GET": agent.get_self}, "What this node is, and how it is set up", AGENT_READ),
+    Route("/v1/agent/members", {"GET": nodes.get_members}, "The servers, and which of them are alive", NODE_READ),
+    Route(
+        "/v1/catalog/nodes", {"GET": nodes.get_nodes}, "The servers as nodes of the catalog", NODE_READ, metadata=True
+    ),
+    Route(
+        "/v1/health/node/",
+        {"GET": nodes.get_checks},
+        "The check of one server",
+        NODE_READ,
+        subtree=True,
+        metadata=True,
     ),
     Route(
         "/v1/agent/reload",

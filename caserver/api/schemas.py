@@ -46,6 +46,20 @@ def nullable(schema: Schema) -> Schema:
     return {"oneOf": [schema, {"type": "null"}]}
 
 
+_TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}
+_MEMBER = record(
+    Name=TEXT,
+    Addr=TEXT,
+    Port=COUNT,
+    Tags=_TEXTS,
+    Status=COUNT,
+    ProtocolMin=COUNT,
+    ProtocolMax=COUNT,
+    ProtocolCur=COUNT,
+    DelegateMin=COUNT,
+    DelegateMax=COUNT,
+    DelegateCur=COUNT,
+)
 _LIFETIME: Schema = {
     "oneOf": [
         {"type": "string", "pattern": DURATION, "examples": ["72h"]},
@@ -144,6 +158,52 @@ SCHEMAS: Mapping[str, Schema] = {
         StableSince=INSTANT,
     ),
     "Health": record(Healthy=BOOLEAN, FailureTolerance=COUNT, Servers=array(ref("ServerHealth"))),
+    "Member": _MEMBER,
+    "Members": array(ref("Member")),
+    "Nodes": array(
+        record(
+            ID=TEXT,
+            Node=TEXT,
+            Address=TEXT,
+            Datacenter=TEXT,
+            TaggedAddresses=_TEXTS,
+            Meta=_TEXTS,
+            CreateIndex=COUNT,
+            ModifyIndex=COUNT,
+        )
+    ),
+    "Checks": array(
+        record(
+            Node=TEXT,
+            CheckID=TEXT,
+            Name=TEXT,
+            Status={"enum": ["passing", "critical"]},
+            Notes=TEXT,
+            Output=TEXT,
+            ServiceID=TEXT,
+            ServiceName=TEXT,
+            ServiceTags=array(TEXT),
+            Type=TEXT,
+            Definition=record(),
+            CreateIndex=COUNT,
+            ModifyIndex=COUNT,
+        )
+    ),
+    "Self": record(
+        Config=record(Datacenter=TEXT, NodeName=TEXT, NodeID=TEXT, Revision=TEXT, Server=BOOLEAN, Version=TEXT),
+        DebugConfig={"type": "object", "description": "The settings of the node under Consul's names."},
+        Coord={"type": "null"},
+        Member=ref("Member"),
+        Stats={"type": "object", "additionalProperties": _TEXTS},
+        Meta=_TEXTS,
+    ),
+    "AuthorizeRequest": {
+        "type": "object",
+        "properties": {"Target": TEXT, "ClientCertURI": TEXT, "ClientCertSerial": TEXT},
+        "required": ["Target", "ClientCertURI"],
+        "additionalProperties": False,
+    },
+    "Authorization": record(Authorized=BOOLEAN, Reason=TEXT),
     "Autopilot": record(
         CleanupDeadServers=BOOLEAN,
         LastContactThreshold=TEXT,

@@ -58,6 +58,7 @@ KEYS = Keys(
         "connect.enabled",
         "connect.ca_provider",
         "connect.file_dir",
+        "connect.authorize_default",
         "ports.http",
         "ports.https",
         "ports.server",
@@ -87,6 +88,7 @@ class ConnectSettings:
     ca_provider: str | None
     ca_config: Mapping[str, object] = field(repr=False)  # may hold a private key
     file_dir: Path | None = None  # where files that a CA configuration names are looked for; None: it may name none
+    authorize_default: str | None = None  # allow or deny: whether services may connect; None: as ACLs have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,7 @@ def _connect(reading: Reading, given: Mapping[str, object], judge_ca: JudgeCA | 
         ca_provider=fields.text("ca_provider"),
         ca_config=fields.mapping("ca_config"),
         file_dir=_file_dir(fields),
+        authorize_default=fields.text("authorize_default", one_of=("allow", "deny")),
     )
     reading.done(fields)
     if judge_ca is not None and not fields.faults:

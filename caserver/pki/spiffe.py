@@ -146,6 +146,14 @@ def _decode(segment: str, uri: str) -> str:
     return decoded
 
 
+def is_other_identity(uri: str) -> bool:
+    """Whether ``uri`` is one that Consul's mesh knows, though not of a service: of an agent, or of the CA itself."""
+    scheme, _, rest = uri.partition("://")
+    trust_domain, _, path = rest.partition("/")
+    known = not path or re.fullmatch(r"agent/client/dc/[^/]+/id/[^/]+", path) is not None
+    return scheme.lower() == "spiffe" and known and _TRUST_DOMAIN.fullmatch(trust_domain.lower()) is not None
+
+
 def signing_uri(trust_domain: str) -> str:
     """The URI that a root of the trust domain carries (SPIFFE X509-SVID, signing certificates)."""
     return f"spiffe://{trust_domain}"

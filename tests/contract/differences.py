@@ -123,6 +123,12 @@ DIFFERENCES: tuple[Difference, ...] = (
         headers=False,
     ),
     Difference(
+        ("c01-authorize-post",),
+        200,
+        "an identity of another trust domain is not let in; Consul does not look at it",
+        '{\n    "Authorized": false,\n    "Reason": "Identity from an external trust domain: x.consul"\n}\n',
+    ),
+    Difference(
         ("c06-noquorum-0-consistent-immediately",),
         500,
         "a read during the loss of the leader is held, then told the reason that stays",

@@ -26,8 +26,6 @@ RUNS = _load("runs.jsonl")
 OUT_OF_SCOPE: Mapping[str, str] = {
     "c07-*": "needs access control, which this node runs without",
     "c08-*-acl-*": "needs access control, which this node runs without",
-    "c01-authorize-post": "intentions are not served",
-    "c06-*-self": "the node's own description is not served",
     "c08-snapshot-*": "snapshots are not served",
     "c08-connect-envoy-bootstrap": "runs a local agent's service catalog, which is no part of a certificate authority",
     "c08-connect-proxy-register": "registers a service, which is no part of a certificate authority",

@@ -31,6 +31,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "agent",
             "connect_ca",
             "metrics",
+            "nodes",
             "openapi",
             "operator",
             "origin",
@@ -43,7 +44,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "status",
         }
     },
-    {"": {"backup", "leaf_cache"}},
+    {"": {"backup", "leaf_cache", "nodes_wire", "settings_wire"}},
     {"forwarding": {"", "channel", "leader"}},
     {
         "authority": {
