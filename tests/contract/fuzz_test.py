@@ -15,4 +15,5 @@ def test_requests_made_up_from_the_document_are_answered_as_it_says(tmp_path: Pa
         summary = fuzz(cluster.nodes[0].url, examples=EXAMPLES)
 
     assert not summary.faults, "\n".join([*summary.faults[:20], told(summary)])
-    assert summary.requests >= EXAMPLES * len({(method, path) for method, path, _ in summary.answers})
+    varied = {(method, path) for method, path, _ in summary.answers} - {("PUT", "/v1/agent/reload")}  # takes nothing
+    assert summary.requests >= EXAMPLES * len(varied)

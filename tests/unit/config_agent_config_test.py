@@ -14,6 +14,7 @@ from caserver.config.servers import Peer
 from caserver.errors import InvalidConfig
 from caserver.fields import Secret
 from caserver.state.configuration import parse_bootstrap
+from caserver.state.vault_configuration import VaultLocal
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = base64.b64encode(bytes(range(32))).decode()
@@ -24,7 +25,8 @@ CLUSTER = {**SINGLE, "peer": PEERS, "node_name": "n1", "cluster_secret": SECRET}
 
 
 def judge(connect: ConnectSettings) -> None:
-    parse_bootstrap(connect.ca_provider, connect.ca_config)
+    local = VaultLocal.from_environ({}, file_dir=connect.file_dir)
+    parse_bootstrap(connect.ca_provider, connect.ca_config, local=local)
 
 
 def load(
