@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from caserver.raft.guard import Standing
 from tests.sim.disk import Death
-from tests.sim.node import Life, Node, Setting
+from tests.sim.network import LATE_SECONDS
+from tests.sim.node import TIMING, Life, Node, Setting
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Faults:
             (self.disk_full, 2),
             (self.stop, 4),
             (self.hand_over, 3),
+            (self.swing, 14),
+            (self.rush, 8),
             (self.wipe, 4),
             (self.wall_clock, 4 if self.skewed else 0),
             (self.hours_pass, 3 if self.skewed else 0),
@@ -122,6 +125,63 @@ class Faults:
             self.setting.loop.create_task(
                 life.log.transfer_leadership(deadline=2.0), context=life.process.context.copy()
             )
+
+    def swing(self) -> None:
+        """Leadership goes away and comes back while what one node answers to the leader is held up."""
+        leader, others = self._leader_and_others()
+        if leader is None or len(others) == 1:
+            return
+        held, heir = (each.name for each in self.chance.sample(others, 2))
+        away, back, mended = (self.chance.uniform(0.02, 0.3) for _ in range(3))
+        self._note(f"swing {leader.name} {heir} without {held}")
+        self.setting.wires.cut(held, leader.name)
+        self._later(away, lambda: self._move_leadership(to=heir))
+        self._later(away + back, lambda: self._move_leadership(to=leader.name))
+        self._later(away + back + mended, lambda: self.setting.wires.mend(held, leader.name))
+
+    def rush(self) -> None:
+        """The leader is cut off, and all others want its office at the same time, again and again."""
+        leader, others = self._leader_and_others()
+        if leader is None:
+            return
+        self._note(f"rush after {leader.name}")
+        wires = self.setting.wires
+        pairs = [pair for other in others for pair in ((leader.name, other.name), (other.name, leader.name))]
+        before = wires.lost, wires.doubled, wires.late
+        wires.lost, wires.doubled, wires.late = 0.2, 0.6, 0.01
+
+        def calm() -> None:
+            wires.lost, wires.doubled, wires.late = before
+            for a, b in pairs:
+                wires.mend(a, b)
+
+        for a, b in pairs:
+            wires.cut(a, b)
+        begin = TIMING.timeout_min + self.chance.uniform(0.01, 0.1)
+        for number in range(8):
+            self._later(begin + number * self.chance.uniform(0.002, 0.1), self._all_campaign)
+        self._later(begin + 1.0, calm)
+
+    def _leader_and_others(self) -> tuple[Life | None, list[Life]]:
+        leading = [life for life in self.lives if life.log.leadership.is_leader]
+        leader = self.chance.choice(leading) if leading else None
+        others = [life for life in self.lives if life is not leader]
+        return (leader, others) if others else (None, others)
+
+    def _later(self, seconds: float, then: Callable[[], None]) -> None:
+        self.setting.loop.call_later(seconds, then, context=self._outside)
+
+    def _move_leadership(self, *, to: str) -> None:
+        for life in self.lives:
+            if life.log.leadership.is_leader and life.name != to:
+                move = life.log.transfer_leadership(to, deadline=1.0)
+                self.setting.loop.create_task(move, context=life.process.context.copy())
+
+    def _all_campaign(self) -> None:
+        for life in self.lives:
+            if not life.log.leadership.is_leader:
+                life.engine._timer.deadline = self.setting.loop.time()
+                self.setting.loop.call_soon(life.log._turn, context=life.process.context)
 
     def pause(self) -> None:
         """A process stands still for a while, at once or after some callback."""
@@ -220,8 +280,11 @@ class Faults:
     def noise(self) -> None:
         """Messages get lost or come twice, or no longer."""
         wires = self.setting.wires
-        wires.lost, wires.doubled = self.chance.choice(((0.0, 0.0), (0.05, 0.0), (0.0, 0.1), (0.02, 0.05), (0.3, 0.1)))
-        self._note(f"noise {wires.lost} {wires.doubled}")
+        wires.lost, wires.doubled = self.chance.choice(
+            ((0.0, 0.0), (0.05, 0.0), (0.0, 0.1), (0.02, 0.05), (0.3, 0.1), (0.0, 0.5))
+        )
+        wires.late = self.chance.choice((0.005, LATE_SECONDS, LATE_SECONDS))
+        self._note(f"noise {wires.lost} {wires.doubled} {wires.late}")
 
     # -- clocks
 

@@ -63,6 +63,7 @@ class Wires:
         self.cuts: set[tuple[str, str]] = set()  # from, to
         self.lost = 0.0  # share of messages
         self.doubled = 0.0
+        self.late = LATE_SECONDS  # how far behind at most the second one comes
         self.observers: list[Callable[[str, str, Message], None]] = []
 
     def is_open(self, a: str, b: str) -> bool:
@@ -180,7 +181,7 @@ class SimNetwork:
             return
         wires.carry(link, payload)
         if not fragile and chance.random() < wires.doubled:
-            wires.carry(link, payload, later=chance.uniform(0.0, LATE_SECONDS))
+            wires.carry(link, payload, later=chance.uniform(0.0, wires.late))
 
     def connected(self, peer: str) -> bool:
         return peer in self.outbound

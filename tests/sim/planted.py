@@ -11,7 +11,7 @@ from caserver.raft import snapshot_file
 from caserver.raft.data_dir import DataDir
 from caserver.raft.engine import Engine
 from caserver.raft.journal import Journal
-from caserver.raft.ports import Committed, Leadership, Outcome
+from caserver.raft.ports import Committed, Leadership, Message, Outcome
 from caserver.state.apply import apply
 from caserver.state.codec import encode_state
 from caserver.state.commands import Command, IssueLeaves, Result
@@ -73,6 +73,29 @@ def _reads_without_quorum(engine: Engine) -> None:
     guard.run_barriers = run_barriers
 
 
+def _counts_stale_answers(engine: Engine) -> None:
+    """A leader takes what a node acknowledged in an earlier term for an answer of this one, as pysyncobj does."""
+    guard: Any = engine._guard
+    believe = guard._handlers["next_node_idx"]
+
+    def of_this_term(peer: str, message: Message) -> None:
+        believe(peer, {**message, "term": engine._core.term()})
+
+    guard._handlers["next_node_idx"] = of_this_term
+
+
+def _counts_votes_twice(engine: Engine) -> None:
+    """A candidate counts every vote that arrives, as pysyncobj does."""
+    guard: Any = engine._guard
+    believe = guard._handlers["response_vote"]
+
+    def anew(peer: str, message: Message) -> None:
+        guard._votes_seen.clear()
+        believe(peer, message)
+
+    guard._handlers["response_vote"] = anew
+
+
 class _DropsARoot(CAStateMachine):
     """Forgets rotated-out roots in its snapshots."""
 
@@ -118,4 +141,6 @@ PLANTED: dict[str, Parts] = {
     "a leader that signs before the commit": Parts(log_of_authority=_signing_early),
     "a snapshot that drops a root": Parts(machine=_DropsARoot),
     "a barrier without a quorum": Parts(tinker=_reads_without_quorum),
+    "a leader that counts answers of an earlier term": Parts(tinker=_counts_stale_answers),
+    "a candidate that counts a vote twice": Parts(tinker=_counts_votes_twice),
 }
