@@ -113,7 +113,9 @@ async def test_the_key_of_a_pruned_root_and_one_that_was_given_up_leave_every_di
 
         await commit(Bootstrap(NOW, CLUSTER_ID, stored(), HMAC_KEY))
         await begin("first", stored())
-        await commit(ActivateRoot("first", NOW, 0, new_root(ROOT_IDS[0], sealed_key=ROOT_KEY), None))
+        await commit(
+            ActivateRoot("first", NOW, leader.state.ca_epoch, new_root(ROOT_IDS[0], sealed_key=ROOT_KEY), None)
+        )
         await begin("given up", stored(secret=ABORTED_KEY))
         await held_by(tmp_path, ABORTED_KEY, set(NAMES))
         await commit(AbortChange("given up", NOW, "no"))
@@ -121,8 +123,8 @@ async def test_the_key_of_a_pruned_root_and_one_that_was_given_up_leave_every_di
 
         await held_by(tmp_path, ROOT_KEY, set(NAMES))
         await begin("second", stored(leaf_ttl=3600))
-        await commit(ActivateRoot("second", NOW, 1, new_root(ROOT_IDS[1]), None))
-        await commit(PruneRoots(NOW + 30 * DAY, 2, (RootID(ROOT_IDS[0]),)))
+        await commit(ActivateRoot("second", NOW, leader.state.ca_epoch, new_root(ROOT_IDS[1]), None))
+        await commit(PruneRoots(NOW + 30 * DAY, leader.state.ca_epoch, (RootID(ROOT_IDS[0]),)))
         await held_by(tmp_path, ROOT_KEY, set())
     finally:
         await asyncio.gather(*(node.stop() for node in nodes))
