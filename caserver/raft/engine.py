@@ -20,7 +20,8 @@ from typing import Any
 from caserver.environment import Clock, Entropy
 from caserver.errors import Corrupt
 from caserver.raft import snapshot_file
-from caserver.raft.compaction import Making, Receiving, Sending
+from caserver.raft.compaction import Making, Receiving
+from caserver.raft.feeder import Feeder
 from caserver.raft.guard import ElectionTimer, Guard, PeerView, Reactions, SelfReport, Standing, Timing
 from caserver.raft.journal import Journal
 from caserver.raft.ports import (
@@ -42,8 +43,6 @@ from caserver.raft.status import RaftStatus, status_of
 COMMAND_BYTES_MAX = 256 << 10
 QUEUE_MAX = 4096  # proposals between two ticks
 SNAPSHOT_EVERY = 4096  # entries; all nodes compact at the same indexes, so that their hashes compare
-_BATCH_BYTES = 1 << 20  # of one append_entries
-_BATCHES = 4  # to one peer in one go; its answer asks for more
 _PUSH_DELAY = 0.002  # seconds that a new commit index waits for company
 _REPORT_EVERY = 1.0  # seconds
 _HASHES_KEPT = 8
@@ -106,10 +105,7 @@ class Engine:
         self.keys: KeyReport | None = None  # what this node tells of its own
         self._queue: deque[Proposal] = deque()
         self._making: Making | None = None
-        self._sending: dict[str, Sending] = {}
         self._receiving = Receiving()
-        self._hungry: set[str] = set()  # peers whose answer leaves room for more
-        self._progress: dict[str, int] = {}
         self._promoted: dict[str, float] = {}  # life -> when its promotion was last proposed
         self._hashes: dict[int, str] = {}
         self._hand_over: _HandOver | None = None
@@ -119,6 +115,7 @@ class Engine:
         self._core = Core(
             node, peers, hooks=self, journal=journal, heartbeat=timing.heartbeat, timeout=timing.timeout_max
         )
+        self._feeder = Feeder(self._core, disk=disk, clock=clock, send=self.send)
         self._guard = Guard(
             node=node,
             peers=peers,
@@ -133,7 +130,7 @@ class Engine:
                 standing_changed=self._standing_changed,
                 state_hash=self._compare_hash,
                 chunk=self._take_chunk,
-                answered=self._answered,
+                answered=self._feeder.answered,
                 keys=lambda: self.keys,
             ),
         )
@@ -152,16 +149,21 @@ class Engine:
 
     # -- driving
 
-    def receive(self, peer: str, message: Message) -> None:
-        """Take one message of an authenticated peer; answers leave at the next tick."""
+    def receive(self, peer: str, message: Message) -> bool:
+        """Take one message of an authenticated peer; answers leave at the next tick. Whether one is due on account of it."""
         try:
             self._guard.receive(peer, message)
         finally:
             self._journal.end_of_message()
+        return message["type"] != "next_node_idx" or self._answer_matters(peer)
+
+    def _answer_matters(self, peer: str) -> bool:
+        """Of a leader's many answers, those of all but the first majority change nothing that the next tick could not do."""
+        return self._hand_over is not None or self._feeder.is_hungry(peer) or self._core.can_commit()
 
     def link(self, peer: str, *, up: bool) -> None:
         """The link on which this node sends to ``peer`` came up or went down."""
-        self._sending.pop(peer, None)
+        self._feeder.lost(peer)
         self._guard.link(peer, up=up)
 
     def tick(self) -> None:
@@ -203,10 +205,7 @@ class Engine:
             self._push_at = min(self._push_at, now + _PUSH_DELAY)
         if now >= self._push_at:
             self._send_all()
-        if self._hungry:
-            for peer in sorted(self._hungry):
-                self._feed(peer)
-            self._hungry.clear()
+        self._feeder.feed_hungry()
         self._promote_learners(now)
         self._continue_hand_over(now)
 
@@ -261,8 +260,7 @@ class Engine:
 
     def became_leader(self) -> None:
         """Make the no-op as durable as anything that is counted."""
-        self._sending.clear()
-        self._progress.clear()
+        self._feeder.forget()
         self._journal.sync()
 
     def apply(self, index: int, command: bytes) -> object:
@@ -309,60 +307,10 @@ class Engine:
         self._push_at = float("inf")
         for peer, view in self._guard.peers.items():
             if view.announced:
-                self._feed(peer)
+                self._feeder.feed(peer)
 
     def _send_all(self) -> None:
         self._core.send_now()
-
-    def _feed(self, peer: str) -> None:
-        core = self._core
-        if core.next_index(peer) <= core.first()[1]:
-            self._feed_snapshot(peer)
-            return
-        self._sending.pop(peer, None)
-        for _ in range(_BATCHES):
-            following = core.next_index(peer)
-            place = core.entry(following - 1)
-            if place is None:
-                raise Corrupt(f"the log ends before entry {following - 1}, which {peer} was said to have")
-            entries = core.entries(following, _BATCH_BYTES)
-            sent = self.send(
-                peer,
-                self._append_message(prevLogIdx=place[1], prevLogTerm=place[2], entries=entries),
-            )
-            if not sent:
-                return
-            if entries:
-                core.set_next_index(peer, entries[-1][1] + 1)
-            if core.next_index(peer) > core.last()[1]:
-                return
-
-    def _append_message(self, **fields: object) -> Message:
-        head = {"type": "append_entries", "term": self._core.term(), "commit_index": self._core.commit_index()}
-        return head | fields
-
-    def _feed_snapshot(self, peer: str) -> None:
-        sending = self._sending.get(peer)
-        if sending is None:
-            content = self._disk.read(snapshot_file.SNAPSHOT_FILE)
-            if content is None:
-                raise Corrupt("the log is shortened, but its snapshot is gone from the data directory")
-            sending = self._sending[peer] = Sending(content, self._clock.monotonic())
-        chunks = list(sending.chunks(self._clock.monotonic()))
-        for chunk in chunks:
-            self.send(peer, self._append_message(serialized=chunk))
-        if not chunks:
-            self.send(peer, self._append_message(serialized=None))  # a heartbeat: it is busy with what it has
-
-    def _answered(self, peer: str, message: Message) -> None:
-        if message["success"]:
-            self._progress[peer] = message["next_node_idx"]
-        if message["success"] or message["reset"]:
-            self._sending.pop(peer, None)
-        elif peer in self._sending:
-            self._sending[peer].answered(self._clock.monotonic())
-        if self._core.next_index(peer) <= self._core.last()[1]:
-            self._hungry.add(peer)
 
     # -- snapshots
 
@@ -470,7 +418,7 @@ class Engine:
     def _standing_changed(self, peer: str, view: PeerView) -> None:
         if view.standing in {Standing.EMPTY, Standing.LEARNER}:
             self._core.forget_match(peer)
-            self._progress.pop(peer, None)
+            self._feeder.progress.pop(peer, None)
         standing = self._standing()
         if standing is Standing.EMPTY:
             self._consider_founding(peer, view)
@@ -497,7 +445,7 @@ class Engine:
                 continue
             waited = now - view.since > self._timing.timeout_max  # candidates that it voted for before have given up
             asked = now - self._promoted.get(view.life, float("-inf")) < _REPORT_EVERY
-            caught_up = self._progress.get(peer, 0) > self._core.commit_index()
+            caught_up = self._feeder.progress.get(peer, 0) > self._core.commit_index()
             if waited and caught_up and not asked:
                 self._promoted[view.life] = now
                 control = {"promote": peer, "life": view.life}

@@ -257,8 +257,15 @@ class ReplicatedLog(Generic[Command, State, Result]):
 
     def receive(self, peer: str, message: Message) -> None:
         """Take one message; never raises."""
-        if self._engine is not None and not self._stopped:
-            self._guarded(lambda engine: engine.receive(peer, message))
+        engine = self._engine
+        if engine is None or self._stopped:
+            return
+        try:
+            due = engine.receive(peer, message)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the node must stop and say so
+            self.fail(exc)
+            return
+        if due:
             self._kick()
 
     def link(self, peer: str, up: bool) -> None:  # noqa: FBT001 - the network's callback

@@ -382,12 +382,20 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
         if self._SyncObj__raftState == _LEADER and now > self._SyncObj__newAppendEntriesTime:
             self._SyncObj__sendAppendEntries()
 
-    def _count_commits(self) -> None:
-        """Commit what a majority holds, this node with it, up to an entry of this term: terms only grow along the log."""
+    def can_commit(self) -> bool:
+        """Whether a leader may count more as committed than it does."""
+        return self.is_leader() and self._held_by_majority() > self.commit_index()
+
+    def _held_by_majority(self) -> int:
+        """The last index that a majority holds, this node with it."""
         last, matches = self.last()[1], self._SyncObj__raftMatchIndex
         held = sorted((matches[each] for each in self._SyncObj__otherNodes), reverse=True)
         needed = (len(held) + 1) // 2  # of the others, to be more than half with this node
-        index = min(last, held[needed - 1]) if needed else last
+        return min(last, held[needed - 1]) if needed else last
+
+    def _count_commits(self) -> None:
+        """Commit what a majority holds up to an entry of this term: terms only grow along the log."""
+        index = self._held_by_majority()
         if index <= self.commit_index():
             return
         entry = self.entry(index)

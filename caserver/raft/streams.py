@@ -127,6 +127,7 @@ class Streams:
         self._strangers: dict[asyncio.Task[None], None] = {}  # in the order of their arrival
         self._outbound: dict[str, _Link] = {}
         self._inbound: dict[str, _Link] = {}
+        self._framed: tuple[Message, bytes] = ({}, b"")  # the last message sent
         self._notices = _Notices()
         self.counts: Counter[str] = Counter()  # refusals and failures by kind
 
@@ -152,7 +153,9 @@ class Streams:
         link = self._outbound.get(peer)
         if link is None or (message["type"] in LATER_KINDS and message["type"] not in link.hello.kinds):
             return False
-        data = frame(message)
+        if message is not self._framed[0]:  # a leader sends the same to one peer after the other
+            self._framed = message, frame(message)
+        data = self._framed[1]
         transport = link.transport
         if transport.get_write_buffer_size() + len(data) > self._limits.send_bytes:
             self._notice("peer_too_slow", peer, waiting_bytes=transport.get_write_buffer_size())

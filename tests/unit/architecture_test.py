@@ -71,6 +71,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "data_dir",
             "disk",
             "engine",
+            "feeder",
             "frames",
             "guard",
             "journal",
