@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import structlog
 from aiohttp import hdrs, web
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion10, HttpVersion11
 
 from caserver.api import status
 from caserver.api.origin import Hosts, refuse_exposed
@@ -256,6 +256,8 @@ class ApiServer:
         return answer
 
     async def _answer(self, request: web.BaseRequest) -> tuple[Route | None, Reply]:
+        if request.version < HttpVersion10:  # a request line without a version: the parser takes it for one of 1991
+            return None, Reply(status=status.BAD_REQUEST)
         target = request.raw_path
         path, _, query = target.partition("?")
         route = EXACT.get(path)

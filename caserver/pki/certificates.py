@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -29,6 +30,7 @@ from caserver.pki.spiffe import leaf_common_name, signing_uri
 
 ROOT_NAME_LETTERS = 8  # base 36, after "pri-"
 SERIAL_BYTES = 16
+_SERIAL_END = 1 << 159  # RFC 5280 4.1.2.2: 20 bytes at most, the first bit being the sign
 
 _BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 _PEM_LABEL = re.compile(r"-----BEGIN ([^-\n]+)-----")
@@ -95,7 +97,9 @@ def load_certificate(pem: str) -> x509.Certificate:
     if label[1] != "CERTIFICATE":
         raise InvalidConfig("error parsing root fingerprint: first PEM-block should be CERTIFICATE type")
     try:
-        certificate = x509.load_pem_x509_certificate(pem.encode())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about serial numbers that are not positive: roots are refused for them
+            certificate = x509.load_pem_x509_certificate(pem.encode())
         # Parsed at first use: whoever holds the result need not fear that.
         _ = (*certificate.extensions, certificate.subject, certificate.issuer)
         _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
@@ -109,6 +113,13 @@ def _public_key(certificate: x509.Certificate) -> object:
         return certificate.public_key()
     except (ValueError, UnsupportedAlgorithm):
         return None  # a kind that cryptography does not know either
+
+
+def _signature_hash(certificate: x509.Certificate) -> hashes.HashAlgorithm | None:
+    try:
+        return certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return None
 
 
 def to_pem(certificate: x509.Certificate) -> str:
@@ -374,6 +385,7 @@ def _root_faults(
         return [Fault(_ROOT, "no certificate can be read from it", "give one root certificate in PEM", refused.detail)]
     return [
         *_surroundings_faults(pem),
+        *_number_faults(certificate),
         *_key_faults(_public_key(certificate), key),
         *_signature_faults(certificate),
         *_authority_faults(certificate),
@@ -391,6 +403,19 @@ def _surroundings_faults(pem: str) -> list[Fault]:
     if not text.startswith("-----BEGIN ") or not text.endswith("-----END CERTIFICATE-----"):
         return [Fault(_ROOT, "has text around the certificate", "give the PEM block alone")]
     return []
+
+
+def _number_faults(certificate: x509.Certificate) -> list[Fault]:
+    """RFC 5280 4.1.2.1 and 4.1.2.2; verifiers refuse what breaks them, each in its own way."""
+    faults = []
+    if certificate.version is not x509.Version.v3:
+        faults.append(Fault(_ROOT, "is of X.509 version 1, which has no extensions", "make it of version 3"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a serial number that is not positive: that is what is asked here
+        serial = certificate.serial_number
+    if not 0 < serial < _SERIAL_END:
+        faults.append(Fault(_ROOT, "its serial number is not a positive one of 20 bytes at most", "choose another"))
+    return faults
 
 
 def _key_faults(public_key: object, key: PrivateKey | None) -> list[Fault]:
@@ -414,11 +439,11 @@ def _signature_faults(certificate: x509.Certificate) -> list[Fault]:
         return [
             Fault(_ROOT, "its subject is encoded in a way that cannot be repeated in what it signs", "use a plain name")
         ]
-    if not isinstance(certificate.signature_hash_algorithm, _SOUND_HASHES):
+    if not isinstance(_signature_hash(certificate), _SOUND_HASHES):
         return [Fault(_ROOT, "is not signed with SHA-256, SHA-384 or SHA-512", "sign it with SHA-256")]
     try:
         certificate.verify_directly_issued_by(certificate)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return [Fault(_ROOT, "is not self-signed", "give a root, not an intermediate CA certificate")]
     return []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
+import warnings
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
@@ -173,7 +174,9 @@ def leaf_common_name(service: str, trust_domain: str) -> str:
 def cluster_id_of_root(pem: str) -> str | None:
     """Cluster id in the only URI SAN of a root certificate; None if the root names none."""
     try:
-        certificate = x509.load_pem_x509_certificate(pem.encode())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about serial numbers that are not positive: roots are refused for them
+            certificate = x509.load_pem_x509_certificate(pem.encode())
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return None
