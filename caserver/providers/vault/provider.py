@@ -181,7 +181,7 @@ class VaultProvider:
         signer_pem, own = await self._intermediate(survey, root_pem, issuer, now=now, epoch=epoch)
         await self._signers.write_role(self._role, trust_domain=self._trust_domain, max_ttl=_LEAF_LIFE_MAX)
         fresh = self._bound is None
-        self._bound = _Bound(root_pem, signer_pem, issuer.id, own.id, own.key_id or "", self._role)
+        self._bound = _Bound(root_pem, signer_pem, issuer.id, own.id, own.key_id, self._role)
         effective = self._configuration.effective
         return Prepared(
             root_pem=root_pem,
@@ -315,7 +315,7 @@ class VaultProvider:
 
     def _token_warnings(self) -> list[str]:
         lease = self._session.lease
-        if lease is None or lease.ttl == 0 or lease.renewable or self._session.logs_in:
+        if lease is None or lease.renewable or self._session.logs_in:
             return []
         ends = self._clock.now() + timedelta(seconds=lease.ttl)
         return [f"the Vault token cannot be renewed and expires at {ends:%Y-%m-%dT%H:%M:%SZ}: leaves end with it"]
@@ -344,16 +344,11 @@ class VaultProvider:
                 return []
             remedy = "set the default there, or give another path"
             return [Fault("RootPKIPath", f"{where} has issuers and none of them is the default", remedy)]
-        faults = root_faults(pem, where=where, effective=self._configuration.effective, now=self._clock.now())
-        issuer = await self._root.issuer_of(pem)
-        if issuer is not None and issuer.key_id == "":
-            problem = f"{where} has the certificate of its default issuer but not the key"
-            faults.append(Fault("RootPKIPath", problem, "import the key, or give another path"))
-        return faults
+        return root_faults(pem, where=where, effective=self._configuration.effective, now=self._clock.now())
 
     def _needs(self, survey: _Survey) -> list[preflight.Need]:
         lease = self._session.lease
-        renewable = lease is not None and lease.renewable and lease.ttl > 0
+        renewable = lease is not None and lease.renewable
         mounted = survey.root.presence is Presence.MOUNTED
         ours = survey.intermediate.presence is Presence.FREE or survey.intermediate.description == self._description
         return [

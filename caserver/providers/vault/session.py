@@ -111,14 +111,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """How long the token in use lives."""
+    """How long a token that expires lives."""
 
-    ttl: int  # seconds left when it was learnt; 0 = it does not expire
+    ttl: int  # seconds left when it was learnt
     renewable: bool
     learnt_at: float  # monotonic instant
 
     def left(self, monotonic: float) -> float:
-        """Seconds left; negative once it is over. Meaningless for a token that does not expire."""
+        """Seconds left; negative once it is over."""
         return self.ttl - (monotonic - self.learnt_at)
 
 
@@ -147,7 +147,7 @@ class VaultSession:
 
     @property
     def lease(self) -> Lease | None:
-        """What is known of the token's life; None until the server was asked."""
+        """What is known of the token's end; None: nothing, or that there is none."""
         return self._lease
 
     @property
@@ -178,14 +178,15 @@ class VaultSession:
         """Ask the server about the token in use, and remember its lease."""
         answer = await self.call("get", "auth/token/lookup-self")
         if answer.ok:
-            self._learn(_whole(answer.data.get("ttl")), renewable=bool(answer.data.get("renewable")))
+            ends = answer.data.get("expire_time") is not None  # a ttl of 0 may also be what is left of the last second
+            self._learn(answer.data.get("ttl") if ends else None, answer.data.get("renewable"))
         return answer
 
     async def renew(self) -> Answer:
         """Prolong the token by as much as it was made for."""
         answer = await self.call("post", "auth/token/renew-self", {})
         if answer.ok:
-            self._learn(_whole(answer.auth.get("lease_duration")), renewable=bool(answer.auth.get("renewable")))
+            self._learn(answer.auth.get("lease_duration") or None, answer.auth.get("renewable"))
         return answer
 
     async def log_in(self) -> None:
@@ -221,24 +222,23 @@ class VaultSession:
         return self.endpoint.namespace if namespace is None else namespace
 
     async def _renewed_token(self, refused: Secret | None, deadline: float) -> bool:
-        """Whether there is another token now than the one that was refused; logins come one at a time and not in storms."""
+        """Whether there is another token now than the one that was refused; logins come one at a time, not in storms."""
         async with self._login_lock:
             if self._token is not None and self._token != refused:
                 return True  # somebody else was here before
             last = self._logged_in_at
-            if refused is not None and last is not None and self._clock.monotonic() - last < LOGIN_PAUSE:
+            if last is not None and self._clock.monotonic() - last < LOGIN_PAUSE:
                 return False
             await self._log_in(deadline)
             return self._token != refused
 
     async def _log_in(self, deadline: float) -> None:
-        login = self.endpoint.login
-        self._logged_in_at = self._clock.monotonic()
+        login, path = self.endpoint.login, self.endpoint.token_file
         if login is None:
-            path = self.endpoint.token_file
             self._token = None if path is None else await self._workers.run(_token_in, path)
             self._lease = None
             return
+        self._logged_in_at = self._clock.monotonic()
         params = {key: secret.reveal() for key, secret in login.params}
         for key, path in login.files:
             params[key] = (await self._workers.run(_text_of, path, f"AuthMethod.Params, the file of {key}")).strip()
@@ -252,11 +252,12 @@ class VaultSession:
                 f"Vault at {self.endpoint.address} refused the {login.type} login at auth/{login.mount_path}: {answer.why}"
             )
         self._token = Secret(token)
-        self._learn(_whole(answer.auth.get("lease_duration")), renewable=bool(answer.auth.get("renewable")))
+        self._learn(answer.auth.get("lease_duration") or None, answer.auth.get("renewable"))
         _log.info("logged in to Vault", address=self.endpoint.address, method=login.type)
 
-    def _learn(self, ttl: int, *, renewable: bool) -> None:
-        self._lease = Lease(ttl, renewable, self._clock.monotonic())
+    def _learn(self, ttl: object, renewable: object) -> None:
+        at = self._clock.monotonic()
+        self._lease = Lease(ttl, renewable is True, at) if isinstance(ttl, int) else None
 
     async def _open(self) -> _Wire:
         if self._wire is not None:
@@ -401,8 +402,6 @@ class _Transport(requests.adapters.HTTPAdapter):
         self._tls: dict[str, Any] = {} if context is None else {"ssl_context": context}
         if context is not None and server_name is not None:
             self._tls["server_hostname"] = server_name
-            if context.check_hostname:
-                self._tls["assert_hostname"] = server_name
         super().__init__(pool_connections=1, pool_maxsize=pool_size, max_retries=0, pool_block=True)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:  # noqa: FBT001, FBT002  the signature is that of requests
@@ -487,7 +486,3 @@ def _text_of(path: Path, key: str) -> str:
         raise InvalidConfig(f"{key}: {path} cannot be read ({exc.strerror})") from exc
     except UnicodeDecodeError:
         raise InvalidConfig(f"{key}: {path} is not text") from None
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0

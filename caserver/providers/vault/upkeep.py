@@ -74,31 +74,36 @@ class Upkeep:
         if not answer.ok:
             return [("vault-token-rejected", self._rejected(answer))]
         lease = self._session.lease
-        if lease is None or lease.ttl == 0:
+        if lease is None:
             return []
         if self._granted == 0.0 or lease.ttl <= self._granted * RENEW_AT:
             await self._prolong(lease)
         return self._expiring(now)
 
     async def _prolong(self, lease: Lease) -> None:
-        before = lease.ttl
+        """Renew; where that gains nothing, and another token can be had, log in."""
+        due = lease.ttl <= self._granted * RENEW_AT
         if lease.renewable:
             answer = await self._session.renew()
             self._not_renewed = "" if answer.ok else answer.why
             if not answer.ok:
                 _log.warning("the Vault token was not renewed", reason=answer.why)
-        after = self._session.lease
-        gained = after is not None and after.ttl > before
-        if not gained and self._session.logs_in and self._granted:
+        if due and not self._gained(lease) and self._session.logs_in:
             await self._session.log_in()
             await self._session.look_up()
-        final = self._session.lease
-        self._granted = float(final.ttl) if final is not None else 0.0
+        left = 0.0 if self._session.lease is None else float(self._session.lease.ttl)
+        # A renewal that gains nothing does not make what is left a new whole.
+        self._granted = left if self._gained(lease) else max(self._granted, left)
+
+    def _gained(self, before: Lease) -> bool:
+        """Whether the token lives longer than before; a second is only how the server rounds."""
+        lease = self._session.lease
+        return lease is None or lease.ttl > before.ttl + 1
 
     def _expiring(self, now: datetime) -> list[Trouble]:
         """A token that will end, and that nobody here can replace."""
         lease = self._session.lease
-        if lease is None or lease.ttl == 0 or self._session.logs_in:
+        if lease is None or self._session.logs_in:
             return []
         expires = self._expires(lease, now)
         if lease.renewable and not self._not_renewed and lease.ttl > self._granted * RENEW_AT:
@@ -148,12 +153,12 @@ class Upkeep:
         )
 
     def _expires(self, lease: Lease | None, now: datetime) -> float | None:
-        if lease is None or lease.ttl == 0:
+        if lease is None:
             return None
         return now.timestamp() + lease.left(self._clock.monotonic())
 
     def _rest(self, lease: Lease | None) -> float:
-        if lease is None or lease.ttl == 0:
+        if lease is None:
             return LOOK_AGAIN
         until_renewal = lease.left(self._clock.monotonic()) - self._granted * RENEW_AT
         return min(LOOK_AGAIN, max(1.0, until_renewal))
