@@ -9,8 +9,8 @@ log of the whole cluster holds none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import assert_never
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, assert_never
 
 import structlog
 
@@ -19,10 +19,12 @@ from caserver.authority.custody import HMAC_KEY_PURPOSE, Custody
 from caserver.authority.issuance import Issuance
 from caserver.authority.maintenance import Maintenance
 from caserver.authority.ports import Log, Providers, verdict
+from caserver.authority.preparation import NONCE_BYTES, Preparation
 from caserver.authority.resealing import Resealing
 from caserver.authority.restoration import Restoration
-from caserver.authority.rotation import NONCE_BYTES, Rotation
-from caserver.environment import Clock, Entropy, Workers
+from caserver.authority.rotation import Rotation
+from caserver.authority.tending import Tending
+from caserver.environment import Clock, Entropy, Workers, within
 from caserver.errors import (
     CaserverError,
     CommitFailed,
@@ -58,6 +60,7 @@ from caserver.state.configuration import CAConfiguration, open_stored, same_mean
 from caserver.state.model import CAState, Index
 
 HMAC_KEY_BYTES = 32
+INSPECT_MAX = 30.0  # seconds that the first look at a provider may take
 BACKOFF_MIN = 1.0  # seconds before office is tried to be taken again; doubles up to
 BACKOFF_MAX = 60.0
 
@@ -73,6 +76,19 @@ def office(state: CAState, leadership: Leadership) -> _Office:
     A restore ends an office like a new term does: whatever was opened or begun belongs to another past.
     """
     return (leadership.term, state.restored_index) if leadership.is_leader else None
+
+
+async def _together(*works: Coroutine[Any, Any, None]) -> None:
+    """Run all of them until one ends or fails, and end the others."""
+    tasks = [asyncio.get_running_loop().create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Authority:
@@ -107,10 +123,11 @@ class Authority:
             log,
             custody=self._custody,
             guard=self._guard,
+            preparation=Preparation(
+                custody=self._custody, clock=clock, entropy=entropy, workers=workers, hops_max=hops_max
+            ),
             clock=clock,
             entropy=entropy,
-            workers=workers,
-            hops_max=hops_max,
         )
         self._restoration = Restoration(log, rotation=self._rotation, keyring=keyring, clock=clock)
         self._maintenance = Maintenance(
@@ -121,7 +138,13 @@ class Authority:
             clock=clock,
             guard=self._guard,
         )
+        self._tending = Tending(log, custody=self._custody, clock=clock)
         self._trouble: str | None = None
+
+    @property
+    def token_expires_at(self) -> float | None:
+        """Epoch seconds at which the CA provider's token expires; None: there is none here, or it never does."""
+        return self._tending.token_expires_at
 
     @property
     def degraded(self) -> tuple[tuple[str, str], ...]:
@@ -139,7 +162,11 @@ class Authority:
             found.append(("CANotInitialized", "the CA has no active root yet"))
         elif active.not_after <= self._clock.now().timestamp():
             found.append(("CARootExpired", f"the active root {active.id} has expired; no leaf can be signed"))
-        return tuple(found)
+        found += [*self._maintenance.troubles, *self._tending.troubles]
+        first: dict[str, str] = {}
+        for code, reason in found:
+            first.setdefault(code, reason)
+        return tuple(first.items())
 
     def clock_fault(self) -> str | None:
         """Why the wall clock of this node is not to be trusted right now; None if it is."""
@@ -186,7 +213,8 @@ class Authority:
                 await self._resign(holding)
                 holding = None
                 if term is not None and self._bootstrap is not None:
-                    holding = asyncio.get_running_loop().create_task(self._hold_office(self._bootstrap))
+                    office_work = (self._hold_office(self._bootstrap), self._tending.run())
+                    holding = asyncio.get_running_loop().create_task(_together(*office_work))
         finally:
             await self._resign(holding)
             await self._issuance.close()
@@ -222,9 +250,9 @@ class Authority:
     async def _took_office(self, bootstrap: CAConfiguration) -> bool:
         try:
             await self._take_office(bootstrap)
-        except (CaserverError, Corrupt) as exc:
-            self._trouble = str(exc)
-            _log.warning("the CA is not ready, this will be tried again", reason=str(exc))
+        except (CaserverError, Corrupt, TimeoutError) as exc:
+            self._trouble = str(exc) or "the CA provider did not answer in time"
+            _log.warning("the CA is not ready, this will be tried again", reason=self._trouble)
             return False
         except Exception:  # noqa: BLE001 - a bug in the CA must not end the office; logged with its traceback
             self._trouble = "internal error, see the log of the leader"
@@ -250,7 +278,8 @@ class Authority:
             cluster_id = cluster_id_of_root(bootstrap.root_cert)
         if cluster_id is None:
             cluster_id = cluster_id_from(self._entropy.bytes(16))
-        await self._custody.candidate(bootstrap, trust_domain=f"{cluster_id}.consul").inspect()
+        with self._custody.provider(bootstrap, None, trust_domain=f"{cluster_id}.consul") as provider:
+            await within(self._clock, INSPECT_MAX, provider.inspect())
         hmac_key, nonce = self._entropy.bytes(HMAC_KEY_BYTES), self._entropy.bytes(NONCE_BYTES)
         command = Bootstrap(
             at=int(self._clock.now().timestamp()),

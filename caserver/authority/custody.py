@@ -6,6 +6,8 @@ would find. Nothing is kept that cannot be rebuilt from the state.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_der_private_key
@@ -18,7 +20,9 @@ from caserver.pki.certificates import describe
 from caserver.pki.keys import load_private_key
 from caserver.state.configuration import CAConfiguration, open_stored
 from caserver.state.model import CARoot, CAState, Effective, RootID, StoredConfiguration
+from caserver.state.vault_configuration import VaultLocal
 
+_ENDS_WITH_ROOT = 3600  # seconds before its root: what a backend may have cut off when it dated the certificate
 HMAC_KEY_PURPOSE = "acl/hmac-key"  # associated data of the sealed key that token hashes are made with
 
 
@@ -68,24 +72,17 @@ class Custody:
         self._providers = providers
         self._keyring = keyring
         self._cached: tuple[tuple[RootID, int, int], Signing] | None = None
+        self._previous: Signing | None = None  # kept open for leaves that were booked under it
+
+    @property
+    def vault_local(self) -> VaultLocal:
+        """What this server knows of Vault by itself."""
+        return self._providers.vault_local
 
     @property
     def keyring(self) -> Keyring:
         """What seals and opens."""
         return self._keyring
-
-    def candidate(self, configuration: CAConfiguration, *, trust_domain: str) -> Provider:
-        """A provider for a configuration that is not in force; InvalidConfig for a provider that is not known."""
-        return self.kind(configuration.provider).build(
-            configuration, trust_domain=trust_domain, root=None, root_key=None
-        )
-
-    def former(self, stored: StoredConfiguration, root: CARoot | None, *, trust_domain: str) -> Provider:
-        """The provider of a stored configuration, bound to its root if that is still listed."""
-        key = None if root is None else open_root_key(root, self._keyring)
-        configuration = open_stored(stored, self._keyring)
-        build = self.kind(stored.provider).build
-        return build(configuration, trust_domain=trust_domain, root=root, root_key=key)
 
     def signing(self, state: CAState) -> Signing:
         """What signs leaves in ``state``; NotInitialized without an active root, ProviderUnavailable if its key does not open."""
@@ -99,15 +96,32 @@ class Custody:
             signing = self._open(state, root, configuration.stored, trust_domain)
         except Corrupt as exc:
             raise ProviderUnavailable(f"the key of the active root {root.id} cannot be used: {exc}") from exc
-        self.forget()
+        if self._previous is not None:
+            self._previous.provider.close()
+        self._previous = None if self._cached is None else self._cached[1]
         self._cached = (version, signing)
         return signing
 
     def forget(self) -> None:
-        """Drop every opened key and let the provider go."""
-        if self._cached is not None:
-            self._cached[1].provider.close()
-        self._cached = None
+        """Drop every opened key and let the providers go."""
+        for signing in (self._previous, None if self._cached is None else self._cached[1]):
+            if signing is not None:
+                signing.provider.close()
+        self._cached = self._previous = None
+
+    @contextmanager
+    def provider(self, configuration: CAConfiguration, root: CARoot | None, *, trust_domain: str) -> Iterator[Provider]:
+        """A provider for a configuration, bound to ``root`` if there is one; closed afterwards.
+
+        InvalidConfig for one that is not known.
+        """
+        with closing(self._bound(configuration, root, trust_domain)) as provider:
+            yield provider
+
+    def _bound(self, configuration: CAConfiguration, root: CARoot | None, trust_domain: str) -> Provider:
+        key = None if root is None else open_root_key(root, self._keyring)
+        build = self.kind(configuration.provider).build
+        return build(configuration, trust_domain=trust_domain, root=root, root_key=key)
 
     def _open(self, state: CAState, root: CARoot, stored: StoredConfiguration, trust_domain: str) -> Signing:
         issuer_pem = _issuer(root)
@@ -117,7 +131,7 @@ class Custody:
             epoch=state.ca_epoch,
             trust_domain=trust_domain,
             effective=stored.effective,
-            provider=self.former(stored, root, trust_domain=trust_domain),
+            provider=self._bound(open_stored(stored, self._keyring), root, trust_domain),
             issuer_pem=issuer_pem,
             issuer_not_before=issuer.not_before,
             issuer_not_after=issuer.not_after,
@@ -131,6 +145,26 @@ class Custody:
         if kind is None:
             raise InvalidConfig(f'could not initialize provider: unknown CA provider "{name}"')
         return kind
+
+
+def renewal_at(signing: Signing) -> int | None:
+    """When to renew what signs leaves: at half its life, and while it still outlives a leaf and a quarter; None = never.
+
+    The root itself is not renewed but rotated, and a certificate that ends with its root would not end later anew. One
+    that lives too short for its leaves is renewed after a third of its life, so that this never becomes a loop.
+    """
+    if signing.issuer_pem == signing.root.pem or signing.issuer_not_after >= signing.root.not_after - _ENDS_WITH_ROOT:
+        return None
+    life = signing.issuer_not_after - signing.issuer_not_before
+    leaf = signing.effective.leaf_ttl
+    latest = signing.issuer_not_after - leaf - leaf // 4
+    return signing.issuer_not_before + max(life // 3, min(life // 2, latest - signing.issuer_not_before))
+
+
+def cross_signed_hops(root: CARoot) -> tuple[str, ...]:
+    """What leaves carry beside the certificate that signs them: the ways to other roots."""
+    issuer = _issuer(root)
+    return tuple(pem for pem in root.intermediates if pem != issuer)
 
 
 def _issuer(root: CARoot) -> str:

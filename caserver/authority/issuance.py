@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import assert_never
 
@@ -17,18 +17,20 @@ import structlog
 
 from caserver.authority.custody import Custody, Signing
 from caserver.authority.ports import Log, SignedLeaf, SigningOrder, verdict
-from caserver.environment import Clock, Entropy
+from caserver.authority.serials import SerialRecorder
+from caserver.environment import Clock, Entropy, within
 from caserver.errors import (
     CaserverError,
     CommitFailed,
     InvalidCSR,
     NotInitialized,
     NotLeader,
+    ProviderUnavailable,
     RateLimited,
     Unavailable,
 )
 from caserver.pki.certificates import LeafTemplate, serial_from
-from caserver.pki.chain import check_leaf
+from caserver.pki.chain import check_foreign_leaf, check_leaf
 from caserver.pki.csr import CheckedCSR, check_csrs
 from caserver.pki.spiffe import ServiceID, leaf_common_name
 from caserver.raft.ports import NotCommitted, OutcomeUnknown
@@ -107,6 +109,8 @@ class Issuance:
         self._waiting: list[_Waiting] = []
         self._flush_due = False
         self._batches: set[asyncio.Task[None]] = set()
+        self._signatures: set[asyncio.Task[IssuedLeaf]] = set()  # under way at an external provider
+        self._recorder = SerialRecorder(log, clock)
 
     async def sign(self, csrs: Sequence[str]) -> tuple[IssuedLeaf | Failure, ...]:
         """One result per CSR (PEM), in order.
@@ -127,12 +131,14 @@ class Issuance:
 
     async def close(self) -> None:
         """End what is under way; its callers are told that this node does not lead."""
-        for batch in self._batches:
-            batch.cancel()
+        under_way = (*self._batches, *self._signatures)
+        for task in under_way:
+            task.cancel()
         for waiting in self._waiting:
             _fail(waiting, NotLeader("this node stopped leading before the leaf was booked"))
         self._waiting.clear()
-        await asyncio.gather(*self._batches, return_exceptions=True)
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await self._recorder.close()
 
     def _enter(
         self, checked: CheckedCSR | InvalidCSR, effective: Effective
@@ -175,8 +181,8 @@ class Issuance:
     async def _run(self, batch: list[_Waiting]) -> None:
         live = [waiting for waiting in batch if not waiting.result.done()]
         try:
-            if live:
-                await self._issue(live)
+            if live and await self._issue(live):
+                live = []
         except CaserverError as exc:
             _fail_all(live, exc)
         except Exception as exc:  # noqa: BLE001 - told to the callers and logged with its traceback
@@ -185,11 +191,16 @@ class Issuance:
         finally:
             _fail_all(live, NotLeader("this node stopped leading before the leaf was signed"))
 
-    async def _issue(self, live: list[_Waiting]) -> None:
+    async def _issue(self, live: list[_Waiting]) -> bool:
+        """Book and sign; whether somebody else answers the callers, because the signatures are made elsewhere."""
         started = self._clock.monotonic()
         booked = await self._book(live)
         rows = [row for _, _, row in booked.applied.rows]
         orders = [_order(row, booked, self._datacenter) for row in rows]
+        if booked.signing.chooses_serials:
+            for place, order in zip(booked.applied.rows, orders, strict=True):
+                self._sign_elsewhere(place, order, booked, started)
+            return True
         signed = await booked.signing.provider.sign_leaves(orders)
         if self._clock.monotonic() - started > DROP_AFTER:
             raise Unavailable(f"the signature took longer than {DROP_AFTER:g} s and was dropped; try again")
@@ -197,6 +208,51 @@ class Issuance:
             raise NotLeader("the leaf was not signed: the cluster was restored, which took its booking away")
         for row, order, result in zip(rows, orders, signed, strict=True):
             self._deliver(row, order, result, booked)
+        return False
+
+    def _sign_elsewhere(
+        self, row: tuple[int, int, LedgerRow], order: SigningOrder, booked: _Booked, started: float
+    ) -> None:
+        """Have one leaf signed by an external provider, whose pool bounds how many are; the next batch does not wait for it."""
+        waiting = booked.by_issue_id[order.issue_id]
+        work = self._signed_elsewhere(row, order, booked, started)
+        task = asyncio.get_running_loop().create_task(work)
+        self._signatures.add(task)
+
+        def told(done: asyncio.Task[IssuedLeaf]) -> None:
+            self._signatures.discard(done)
+            if done.cancelled():
+                _fail(waiting, NotLeader("this node stopped leading before the leaf was signed"))
+            elif (error := done.exception()) is not None:
+                if not isinstance(error, CaserverError):
+                    _log.error("a leaf was not signed", issue_id=order.issue_id, exc_info=error)
+                _fail(waiting, error)
+            elif not waiting.result.done():
+                waiting.result.set_result(done.result())
+
+        task.add_done_callback(told)
+
+    async def _signed_elsewhere(
+        self, row: tuple[int, int, LedgerRow], order: SigningOrder, booked: _Booked, started: float
+    ) -> IssuedLeaf:
+        signing = booked.signing
+        left = DROP_AFTER - (self._clock.monotonic() - started)
+        try:
+            (result,) = await within(self._clock, max(0.0, left), signing.provider.sign_leaves([order]))
+        except TimeoutError:
+            raise ProviderUnavailable(
+                f"the CA provider did not sign within {DROP_AFTER:g} s, the leaf was dropped; try again"
+            ) from None
+        if isinstance(result, CaserverError):
+            raise result
+        template = _template(order, result.serial)
+        leaf = check_foreign_leaf(result.pem, template, signing.issuer_pem, now=int(self._clock.now().timestamp()))
+        self._recorder.add(row[0], row[1], leaf.serial)
+        return replace(
+            _issued(row[2], order, SignedLeaf(order.issue_id, leaf.pem, leaf.serial), booked),
+            not_before=leaf.not_before,
+            not_after=leaf.not_after,
+        )
 
     async def _book(self, live: list[_Waiting]) -> _Booked:
         """Commit the batch; a batch decided on a stale epoch is proposed once more, unseen by its callers."""
@@ -241,7 +297,7 @@ class Issuance:
             LeafOrder(
                 issue_id=issue_id,
                 service=waiting.csr.service_id.service,
-                serial=serial_from(self._entropy.bytes(16)),
+                serial=None if signing.chooses_serials else serial_from(self._entropy.bytes(16)),
                 not_before=not_before,
                 not_after=not_after,
             )
@@ -317,7 +373,7 @@ def _template(order: SigningOrder, serial: int) -> LeafTemplate:
     )
 
 
-def _fail(waiting: _Waiting, error: Exception) -> None:
+def _fail(waiting: _Waiting, error: BaseException) -> None:
     if not waiting.result.done():
         waiting.result.set_exception(error)
 

@@ -1,4 +1,4 @@
-"""What falls due while nobody asks: finish changes, retire providers, prune roots, expire the ledger.
+"""What falls due while nobody asks: finish changes, renew what signs leaves, retire providers, prune roots, expire the ledger.
 
 One step at a time on the leader, always decided anew from the state, so that a step that was interrupted anywhere is
 simply due again. Rotation never cleans up inline: the path after a crash is the normal path.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import assert_never
 
 import structlog
 
 from caserver.authority.clock_guard import ClockGuard
-from caserver.authority.custody import Custody
+from caserver.authority.custody import Custody, renewal_at
 from caserver.authority.ports import Log, commit
 from caserver.authority.resealing import Resealing
 from caserver.authority.rotation import Rotation
@@ -22,12 +23,14 @@ from caserver.environment import Clock, within
 from caserver.errors import CaserverError, Corrupt
 from caserver.raft.ports import Leadership
 from caserver.state.commands import ExpireLeaves, ProviderRetired, PruneRoots, RestoreAbort
+from caserver.state.configuration import open_stored
 from caserver.state.lifecycle import Expire, GiveUpRestore, Prune, RetireProvider, due, next_due
 from caserver.state.model import CAState, Index, Retiring
 
 LOOK_AGAIN = 5.0  # seconds after which a hindrance (a change under way, a doubtful clock, keys) is looked at again
 REST_MIN = 1.0  # seconds
-RETIRE_AGAIN = 60.0  # seconds after which a provider that could not be retired is tried again
+RETIRE_AGAIN, RETIRE_AGAIN_MAX = 60.0, 600.0  # seconds after which a provider that could not be retired is tried again
+RENEW_AGAIN, RENEW_AGAIN_MAX = 30.0, 600.0  # seconds after which a signing certificate that could not be renewed is
 BACKOFF_MAX = 60.0  # seconds between tries of a step that fails
 _log = structlog.get_logger(__name__)
 
@@ -43,6 +46,36 @@ def agenda(state: CAState, _leadership: Leadership) -> _Agenda:
         None if change is None else change.request_id,
         None if restoring is None else restoring.request_id,
     )
+
+
+class _Backoff:
+    """When something that failed may be tried again, and why it failed."""
+
+    def __init__(self, clock: Clock, least: float, most: float) -> None:
+        self._clock = clock
+        self._least, self._most = least, most  # seconds
+        self._pause, self._from = least, float("-inf")
+        self.reason = ""
+
+    @property
+    def rest(self) -> float:
+        """Seconds until the next try."""
+        return max(0.0, self._from - self._clock.monotonic())
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be tried."""
+        return self.rest <= 0
+
+    def failed(self, reason: str) -> None:
+        """Wait longer than the last time."""
+        self.reason = reason
+        self._from = self._clock.monotonic() + self._pause
+        self._pause = min(self._most, 2 * self._pause)
+
+    def over(self) -> None:
+        """It went well, or there is nothing to do."""
+        self.reason, self._pause, self._from = "", self._least, float("-inf")
 
 
 class Maintenance:
@@ -64,10 +97,19 @@ class Maintenance:
         self._rotation = rotation
         self._clock = clock
         self._guard = guard
-        self._retire_from = 0.0  # monotonic instant before which retiring is not tried again
+        self._retire = _Backoff(clock, RETIRE_AGAIN, RETIRE_AGAIN_MAX)
+        self._renew = _Backoff(clock, RENEW_AGAIN, RENEW_AGAIN_MAX)
+
+    @property
+    def troubles(self) -> tuple[tuple[str, str], ...]:
+        """What could not be done: (code, reason) for operators."""
+        found = (("IntermediateExpiring", self._renew.reason), ("CleanupOwed", self._retire.reason))
+        return tuple((code, reason) for code, reason in found if reason)
 
     async def run(self) -> None:
         """Step after step until cancelled; what fails is tried again with back-off."""
+        self._retire.over()
+        self._renew.over()
         failures = 0
         while True:
             try:
@@ -90,7 +132,7 @@ class Maintenance:
             return False
         if state.change is not None:
             return await self._finish_change()
-        if await self._resealing.step():
+        if await self._resealing.step() or await self._renew_intermediate(state):
             return True
         state, now = self._log.state, self._now()
         step = due(self._considered(state), now)
@@ -98,7 +140,7 @@ class Maintenance:
             return False
         match step:
             case RetireProvider(retiring=retiring):
-                await self._retire(state, retiring)
+                return await self._retired(state, retiring)
             case Prune(root_ids=root_ids):
                 for root_id in root_ids:
                     _log.info("pruning old unused root CA", id=root_id)
@@ -120,29 +162,54 @@ class Maintenance:
 
     def _considered(self, state: CAState) -> CAState:
         """The state as far as it is up for maintenance now: a backend that fails must not hold up the rest."""
-        return state if self._clock.monotonic() >= self._retire_from else replace(state, retiring=())
+        return state if self._retire.ready else replace(state, retiring=())
 
-    async def _retire(self, state: CAState, retiring: Retiring) -> None:
+    async def _renew_intermediate(self, state: CAState) -> bool:
+        """Have the certificate that signs leaves made anew when its time has come; a failure is told, and tried again."""
+        at = self._renewal(state)
+        if at is None or self._now() < at:
+            self._renew.over()
+            return False
+        if not self._renew.ready:
+            return False
         try:
-            await self._clean_up(state, retiring)
+            return await self._rotation.renew()
         except (CaserverError, Corrupt) as exc:
-            self._retire_from = self._clock.monotonic() + RETIRE_AGAIN
+            expires = f"{datetime.fromtimestamp(self._custody.signing(state).issuer_not_after, UTC):%Y-%m-%dT%H:%M:%SZ}"
+            self._renew.failed(f"what signs leaves expires at {expires} and could not be renewed: {exc}")
+            _log.warning("renewing what signs leaves failed, it will be tried again", reason=str(exc), expires=expires)
+            return False
+
+    def _renewal(self, state: CAState) -> int | None:
+        """When what signs leaves is to be renewed; None if the root does, or cannot be asked now."""
+        try:
+            signing = self._custody.signing(state)
+        except (CaserverError, Corrupt):
+            return None  # said elsewhere
+        return renewal_at(signing)
+
+    async def _retired(self, state: CAState, retiring: Retiring) -> bool:
+        if self._rotation.busy:
+            return False
+        try:
+            await self._rotation.undisturbed(self._clean_up(state, retiring))
+        except (CaserverError, Corrupt) as exc:
+            self._retire.failed(f"cleaning up after a former CA provider failed: {exc}")
             _log.warning("retiring the former CA provider failed, it will be tried again", reason=str(exc))
-            return
+            return False
+        self._retire.over()
         await commit(self._log, ProviderRetired(at=self._now(), root_id=retiring.root_id, epoch=retiring.epoch))
         _log.info("the former CA provider is retired", root_id=retiring.root_id, epoch=retiring.epoch)
+        return True
 
     async def _clean_up(self, state: CAState, retiring: Retiring) -> None:
         root, active = state.root(retiring.root_id), state.active_root
         if root is not None:  # as it was when it was replaced: it may have come back, with other things at its backend
             root = replace(root, backend=retiring.backend)
-        provider = self._custody.former(retiring.configuration, root, trust_domain=state.trust_domain or "")
-        try:
-            await provider.retire(
-                epochs=(retiring.epoch,), keep=None if active is None else MappingProxyType(dict(active.backend))
-            )
-        finally:
-            provider.close()
+        keep = None if active is None else MappingProxyType(dict(active.backend))
+        configuration = open_stored(retiring.configuration, self._custody.keyring)
+        with self._custody.provider(configuration, root, trust_domain=state.trust_domain or "") as provider:
+            await provider.retire(epochs=(retiring.epoch,), keep=keep)
 
     async def _rest(self) -> None:
         """Until something falls due, or the state gives another reason to look."""
@@ -150,7 +217,10 @@ class Maintenance:
         hindered = state.change is not None or not self._guard.is_proven() or self._resealing.owed(state)
         pause = LOOK_AGAIN if hindered else max(REST_MIN, next_due(self._considered(state), self._now()))
         if state.retiring:
-            pause = min(pause, max(REST_MIN, self._retire_from - self._clock.monotonic()))
+            pause = min(pause, max(REST_MIN, self._retire.rest))
+        renewal = self._renewal(state)
+        if renewal is not None:
+            pause = min(pause, max(REST_MIN, renewal - self._now(), self._renew.rest))
         with contextlib.suppress(TimeoutError):
             await within(self._clock, pause, self._log.changed(agenda, agenda(state, self._log.leadership)))
 

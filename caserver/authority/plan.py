@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import assert_never
 
 from caserver.authority.ports import Inspection
 from caserver.state.configuration import CAConfiguration, same_meaning
@@ -21,7 +22,8 @@ class Effect(StrEnum):
     """What a change of configuration comes to."""
 
     NOTHING = "nothing"
-    STORE = "store"  # the active root stays
+    STORE = "store"  # the active root stays, and what signs leaves below it
+    RENEW = "renew"  # the active root stays, what signs leaves below it is made anew
     ROTATE = "rotate"
 
 
@@ -38,6 +40,7 @@ class RotationPlan:
     cross_sign: bool
     steps: tuple[str, ...]
     warnings: tuple[str, ...]
+    needs: tuple[str, ...] = ()  # permissions at the backend that the change uses
 
 
 def plan_change(
@@ -51,7 +54,7 @@ def plan_change(
     active = state.active_root
     new_root_id = None if inspection.root_id is None else RootID(inspection.root_id)
     effect = _effect(active, wanted, stored, inspection)
-    crossed = effect is Effect.ROTATE and crosses(active, wanted, now)
+    crossed = effect is Effect.ROTATE and crosses(active, wanted, now) and not _is(active, new_root_id)
     return RotationPlan(
         effect=effect,
         configuration=wanted,
@@ -60,8 +63,9 @@ def plan_change(
         old_root_id=None if active is None else active.id,
         new_root_id=new_root_id if effect is Effect.ROTATE or active is None else active.id,
         cross_sign=crossed,
-        steps=_steps(effect, state, new_root_id, crossed=crossed),
+        steps=_steps(effect, state, wanted, new_root_id, crossed=crossed),
         warnings=(*inspection.warnings, *_warnings(effect, active, wanted, stored, now)),
+        needs=inspection.needs if effect in (Effect.RENEW, Effect.ROTATE) else (),
     )
 
 
@@ -80,12 +84,18 @@ def _effect(
 ) -> Effect:
     if active is None or stored is None or not _keeps_root(active, wanted, stored, inspection):
         return Effect.ROTATE
-    return Effect.NOTHING if same_meaning(stored, wanted) else Effect.STORE
+    if same_meaning(stored, wanted):
+        return Effect.NOTHING
+    return Effect.STORE if _below_root(stored) == _below_root(wanted) else Effect.RENEW
 
 
 def _keeps_root(active: CARoot, wanted: CAConfiguration, stored: CAConfiguration, inspection: Inspection) -> bool:
+    if stored.provider != wanted.provider:
+        return False
     if inspection.root_id is not None:
         return inspection.root_id == active.id
+    if wanted.vault is not None:
+        return False  # the root path is empty: there will be another root
     like = replace(stored, effective=wanted.effective, force_without_cross_signing=wanted.force_without_cross_signing)
     if stored.root_cert is not None or not same_meaning(like, wanted):
         return False
@@ -94,25 +104,68 @@ def _keeps_root(active: CARoot, wanted: CAConfiguration, stored: CAConfiguration
     return (active.key_type, active.key_bits) == (wanted.effective.private_key_type, wanted.effective.private_key_bits)
 
 
-def _steps(effect: Effect, state: CAState, new_root_id: RootID | None, *, crossed: bool) -> tuple[str, ...]:
-    active = state.active_root
-    if effect is Effect.NOTHING:
+def _below_root(configuration: CAConfiguration) -> tuple[object, ...]:
+    """What the certificate that signs leaves was made by, where that is not the root: where it is, and how it is set up."""
+    if configuration.vault is None:
         return ()
-    if effect is Effect.STORE:
-        return ("store the configuration; the active root stays",)
-    listed = new_root_id is not None and state.root(new_root_id) is not None
-    steps = [
-        "announce the change in the log",
-        "generate a root" if new_root_id is None else f"{'take back' if listed else 'take in'} root {new_root_id}",
-    ]
+    effective = configuration.effective
+    key = (effective.private_key_type, effective.private_key_bits)
+    return (configuration.vault.place, effective.leaf_ttl, effective.intermediate_ttl, key)
+
+
+def _is(active: CARoot | None, root_id: RootID | None) -> bool:
+    return active is not None and active.id == root_id
+
+
+def _steps(
+    effect: Effect, state: CAState, wanted: CAConfiguration, new_root_id: RootID | None, *, crossed: bool
+) -> tuple[str, ...]:
+    active = state.active_root
+    match effect:
+        case Effect.NOTHING:
+            return ()
+        case Effect.STORE:
+            return ("store the configuration; the active root stays",)
+        case Effect.RENEW:
+            return (
+                "announce the change in the log",
+                *_steps_at_vault(wanted),
+                "prove by TLS handshakes that leaves verify below it",
+                "let it sign leaves, and remove the former one; the active root stays",
+            )
+        case Effect.ROTATE:
+            root = _root_step(state, wanted, new_root_id)
+            steps = ["announce the change in the log", root, *_steps_at_vault(wanted)]
+        case _:
+            assert_never(effect)
     if active is not None and crossed:
         steps.append(f"cross-sign it by root {active.id}")
     if active is not None:
         steps.append("prove by TLS handshakes that leaves verify under the bundles in use")
     steps.append("make it the active root")
-    if active is not None:
+    if active is not None and not _is(active, new_root_id):
         steps.append(f"retire root {active.id}, and prune it when no leaf needs it any more")
     return tuple(steps)
+
+
+def _root_step(state: CAState, wanted: CAConfiguration, new_root_id: RootID | None) -> str:
+    vault = wanted.vault
+    at = "" if vault is None else f" at {_path(vault.root_namespace, vault.root_pki_path)} of Vault"
+    if new_root_id is None:
+        return f"generate a root{at}"
+    return f"{'take back' if state.root(new_root_id) is not None else 'take in'} root {new_root_id}{at}"
+
+
+def _steps_at_vault(wanted: CAConfiguration) -> tuple[str, ...]:
+    vault = wanted.vault
+    if vault is None:
+        return ()
+    path = _path(vault.intermediate_namespace, vault.intermediate_pki_path)
+    return (f"make an intermediate at {path} of Vault, mounted if it is not there, and have the root sign it",)
+
+
+def _path(namespace: str, path: str) -> str:
+    return f"{namespace}/{path}" if namespace else path
 
 
 def _warnings(
@@ -120,12 +173,13 @@ def _warnings(
 ) -> list[str]:
     if active is None or stored is None:
         return []
-    if effect is Effect.STORE and wanted.effective.root_ttl != stored.effective.root_ttl:
+    if effect in (Effect.STORE, Effect.RENEW) and wanted.effective.root_ttl != stored.effective.root_ttl:
         return ["RootCertTTL applies to the next root that is generated, not to the active one"]
     if effect is not Effect.ROTATE:
         return []
     found = []
-    if stored.root_cert is not None and wanted.root_cert is None and wanted.private_key is None:
+    own = wanted.vault is None and wanted.root_cert is None and wanted.private_key is None
+    if stored.root_cert is not None and own:
         found.append(
             f"RootCert and PrivateKey are absent, which means a generated root: the operator's root {active.id} is rotated out"
         )

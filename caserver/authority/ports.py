@@ -14,6 +14,7 @@ from caserver.raft.status import RaftStatus
 from caserver.state.commands import Applied, Command, Refused, Result
 from caserver.state.configuration import CAConfiguration
 from caserver.state.model import CARoot, CAState, RootID
+from caserver.state.vault_configuration import VaultLocal
 
 Selected = TypeVar("Selected")
 Backend = Mapping[str, str]  # facts that a provider finds its things by again (paths, ids); replicated, never a secret
@@ -208,3 +209,4 @@ class Providers:
     """The providers this build knows, by the name that ``Provider`` takes in a configuration."""
 
     kinds: Mapping[str, ProviderKind] = field(default_factory=dict)
+    vault_local: VaultLocal = field(default_factory=VaultLocal)  # what this server knows of Vault by itself

@@ -46,6 +46,7 @@ class Probe:
         *,
         old: Signing | None,
         new: Provider,
+        foreign: bool,
         root_pem: str,
         signer_pem: str,
         intermediates: tuple[str, ...],
@@ -55,23 +56,31 @@ class Probe:
         """Which leaf would not verify under which bundle, and why; empty if the rotation is safe.
 
         ``old`` is None if the old root does not vouch for the new one; then only the new bundles are proven.
-        ``signer_pem`` is the certificate whose key signs the new leaves: the root, or the first intermediate. Roots
-        ``beyond`` reach (PEM) are known not to accept them and are not asked.
+        ``signer_pem`` is the certificate whose key signs the new leaves: the root, or the first intermediate; ``foreign``
+        says that the new provider chooses serials. Roots ``beyond`` reach (PEM) are known not to accept them and are not
+        asked.
         """
-        fresh = await self._leaf(state, new, signer_pem, intermediates, now)
+        fresh = await self._leaf(state, new, signer_pem, intermediates, foreign=foreign, now=now)
         cells = [Cell("new leaf under the new root alone", fresh.endpoint, (root_pem,))]
         active = state.active_root
         if active is not None:
             cells.append(Cell("new leaf under old and new root", fresh.endpoint, (active.pem, root_pem)))
         if old is not None:
             hops = tuple(hop for hop, not_after in old.hops if not_after > now.timestamp())
-            present = await self._leaf(state, old.provider, old.issuer_pem, hops, now)
+            present = await self._leaf(state, old.provider, old.issuer_pem, hops, foreign=old.chooses_serials, now=now)
             earlier = [root for root in state.roots if not root.active and root.pem not in (root_pem, *beyond)]
             cells += _cells_of_old(earlier, old, present, fresh, root_pem, now)
         return tuple(await self._workers.run(prove, cells, now))
 
     async def _leaf(
-        self, state: CAState, provider: Provider, issuer_pem: str, intermediates: tuple[str, ...], now: datetime
+        self,
+        state: CAState,
+        provider: Provider,
+        issuer_pem: str,
+        intermediates: tuple[str, ...],
+        *,
+        foreign: bool,
+        now: datetime,
     ) -> _Probe:
         trust_domain = state.trust_domain or ""
         issuer = describe(issuer_pem)
@@ -80,7 +89,7 @@ class Probe:
         uri = f"spiffe://{trust_domain}/caserver/probe"
         order = SigningOrder(
             issue_id=self._entropy.bytes(16).hex(),
-            serial=serial_from(self._entropy.bytes(16)),
+            serial=None if foreign else serial_from(self._entropy.bytes(16)),
             spiffe_uri=uri,
             common_name=leaf_common_name("probe", trust_domain),
             public_key=public_key_der(key.public_key()),

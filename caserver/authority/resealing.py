@@ -10,7 +10,7 @@ import structlog
 
 from caserver.authority.custody import HMAC_KEY_PURPOSE, root_key_purpose
 from caserver.authority.ports import Log, commit
-from caserver.authority.rotation import NONCE_BYTES
+from caserver.authority.preparation import NONCE_BYTES
 from caserver.environment import Clock, Entropy
 from caserver.errors import CaserverError, Corrupt
 from caserver.internode.keyring import Keyring, Sealed, sealed_key_id

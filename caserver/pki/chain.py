@@ -11,14 +11,14 @@ import functools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
-from caserver.errors import InvalidConfig
+from caserver.errors import InvalidConfig, ProviderRefused
 from caserver.pki import certificates
 from caserver.pki.certificates import LEAF_EXTENDED_KEY_USAGE, LEAF_KEY_USAGE, LeafTemplate, extension, load_certificate
 
@@ -26,6 +26,7 @@ MAX_DEPTH = 32  # certificates between a leaf and a root; OpenSSL, Go and Envoy 
 # Cross-signed certificates that a leaf carries. They go into every handshake: eight of RSA-4096 roots are 10 kB (of P-256
 # roots 4.5 kB), which still leaves in TCP's first flight. Older bundles matter only to who slept through eight rotations.
 HOPS_MAX = 8
+_FOREIGN_BACKDATED_MAX = 3600  # seconds that an external provider's NotBefore may lie before ours
 
 _KNOWN_CRITICAL = frozenset(
     {
@@ -60,6 +61,85 @@ def check_leaf(leaf_pem: str, template: LeafTemplate, issuer_pem: str) -> None:
     ]
     if wrong:
         raise RuntimeError(f"the signed leaf for {template.spiffe_uri} is not what was ordered: {', '.join(wrong)}")
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignLeaf:
+    """A finished leaf whose serial and instants another one chose; instants are epoch seconds."""
+
+    pem: str  # one block, final newline
+    serial: int
+    not_before: int
+    not_after: int
+
+
+def check_foreign_leaf(leaf_pem: str, template: LeafTemplate, issuer_pem: str, *, now: int) -> ForeignLeaf:
+    """What an external provider signed, if it is what ``template`` orders; ProviderRefused names what it is not.
+
+    Such a provider draws the serial, dates the leaf by its own clock up to the template's NotAfter, and may leave the
+    common name out. ``template.serial`` is not looked at.
+    """
+    try:
+        leaf = x509.load_pem_x509_certificate(leaf_pem.encode())
+        issuer = load_certificate(issuer_pem)
+        starts, ends = _validity(leaf)
+        wrong = [what for what, right in _foreign_checks(leaf, template, issuer) if not right]
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+        raise ProviderRefused(f"what was signed for {template.spiffe_uri} is no certificate that can be read") from exc
+    if ends > template.not_after:
+        wrong.append("it lives longer than was booked")
+    if not template.not_before - _FOREIGN_BACKDATED_MAX <= starts <= now < ends:
+        wrong.append(f"it is valid from {_utc(starts)} to {_utc(ends)}, and now is {_utc(now)}: are the clocks right?")
+    if wrong:
+        raise ProviderRefused(
+            f"the leaf that was signed for {template.spiffe_uri} is not what was ordered and was thrown away: "
+            f"{'; '.join(wrong)}"
+        )
+    return ForeignLeaf(certificates.to_pem(leaf), leaf.serial_number, starts, ends)
+
+
+def _foreign_checks(
+    leaf: x509.Certificate, template: LeafTemplate, issuer: x509.Certificate
+) -> Iterable[tuple[str, bool]]:
+    usage, constraints = extension(leaf, x509.KeyUsage), extension(leaf, x509.BasicConstraints)
+    purposes = extension(leaf, x509.ExtendedKeyUsage)
+    authority = extension(leaf, x509.AuthorityKeyIdentifier)
+    names = _common_names(leaf)
+    return (
+        ("it has another public key", _key_der(leaf) == template.public_key),
+        ("it has another subject", names in ([], [template.common_name])),
+        ("it has other names", _has_only_name(leaf, template.spiffe_uri, critical=not names)),
+        ("its key usage does not fit a leaf", usage is not None and _is_leaf_usage(usage)),
+        (
+            "it is not for TLS clients and servers",
+            purposes is not None and set(purposes) == set(LEAF_EXTENDED_KEY_USAGE),
+        ),
+        ("it does not say CA:FALSE", constraints is not None and not constraints.ca),
+        ("its serial is not positive", leaf.serial_number > 0),
+        ("another certificate issued it", _issued(leaf, issuer)),
+        (
+            "it names another key as its issuer's",
+            authority is None or authority.key_identifier in (None, certificates.key_id(issuer)),
+        ),
+        ("it outlives its issuer", leaf.not_valid_after_utc <= issuer.not_valid_after_utc),
+    )
+
+
+def _has_only_name(leaf: x509.Certificate, uri: str, *, critical: bool) -> bool:
+    """Whether ``uri`` is the only alternative name; ``critical`` if it must be marked so (RFC 5280 4.2.1.6)."""
+    try:
+        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return False
+    return list(found.value) == [x509.UniformResourceIdentifier(uri)] and (found.critical or not critical)
+
+
+def _is_leaf_usage(usage: x509.KeyUsage) -> bool:
+    return usage.digital_signature and not usage.key_cert_sign and not usage.crl_sign
+
+
+def _utc(instant: int) -> str:
+    return f"{datetime.fromtimestamp(instant, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _key_der(certificate: x509.Certificate) -> bytes:

@@ -57,10 +57,13 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "operations",
             "plan",
             "ports",
+            "preparation",
             "probe",
             "resealing",
             "restoration",
             "rotation",
+            "serials",
+            "tending",
         }
     },
     {

@@ -49,7 +49,7 @@ async def test_retiring_is_tried_again_until_it_works_also_by_a_later_leader() -
         await node.clock.advance(STEADY)
         await node.configure({**operator_root("ec-256"), **UNLIMITED})
         node.control.failures["retire"] = ProviderUnavailable("asleep")
-        await node.clock.advance(150)
+        await node.clock.advance(200)
         assert owed(node) == 1
         assert node.control.calls.count("retire") == 3
         assert await node.sign("web")
@@ -90,9 +90,11 @@ async def test_a_provider_that_cannot_be_retired_holds_up_nothing_else() -> None
         assert owed(node) == 1
         assert node.state.ledger.row_count == 0
         assert len(listed(node)) == 1
+        assert [code for code, _ in node.authority.degraded] == ["CleanupOwed"]
         node.control.failures.clear()
-        await node.clock.advance(60)
+        await node.clock.advance(600)
         assert owed(node) == 0
+        assert node.authority.degraded == ()
 
 
 async def test_what_a_root_had_before_it_went_and_came_back_is_cleaned_up_too() -> None:
