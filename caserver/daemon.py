@@ -294,8 +294,9 @@ class _Agent:
         """Every kind of CA provider; calls to Vault wait in threads of their own and hold up nothing else."""
         vault_workers = ThreadWorkers(POOL_SIZE)
         stack.callback(vault_workers.close)
-        vault = vault_kind(_vault_local(self._config), clock=self._clock, workers=vault_workers)
-        return Providers({"consul": builtin_kind(self._clock, self._entropy, workers), "vault": vault})
+        local = _vault_local(self._config)
+        vault = vault_kind(local, clock=self._clock, workers=vault_workers)
+        return Providers({"consul": builtin_kind(self._clock, self._entropy, workers), "vault": vault}, local)
 
     def _channel(self, identity: NodeIdentity, operations: Operations) -> Channel:
         config = self._config
