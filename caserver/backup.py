@@ -18,8 +18,8 @@ from typing import BinaryIO
 from caserver import archive
 from caserver.archive import Making, Server
 from caserver.authority.ports import Log
+from caserver.authority.preparation import NONCE_BYTES
 from caserver.authority.resealing import purpose_of
-from caserver.authority.rotation import NONCE_BYTES
 from caserver.environment import Clock, Entropy, Workers
 from caserver.errors import CaserverError, CommitFailed, CommitUnknown, Corrupt, InvalidArchive
 from caserver.forwarding.leader import Leader

@@ -130,15 +130,16 @@ class Authority:
             entropy=entropy,
         )
         self._restoration = Restoration(log, rotation=self._rotation, keyring=keyring, clock=clock)
+        self._tending = Tending(log, custody=self._custody, clock=clock)
         self._maintenance = Maintenance(
             log,
             custody=self._custody,
             rotation=self._rotation,
+            signer_lost=self._tending.signer_lost,
             resealing=Resealing(log, keyring=keyring, clock=clock, entropy=entropy),
             clock=clock,
             guard=self._guard,
         )
-        self._tending = Tending(log, custody=self._custody, clock=clock)
         self._trouble: str | None = None
 
     @property

@@ -6,6 +6,7 @@ simply due again. Rotation never cleans up inline: the path after a crash is the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -90,13 +91,16 @@ class Maintenance:
         resealing: Resealing,
         clock: Clock,
         guard: ClockGuard,
+        signer_lost: asyncio.Event,
     ) -> None:
+        """``signer_lost`` is set while what signs leaves is gone from the provider's backend."""
         self._log = log
         self._resealing = resealing
         self._custody = custody
         self._rotation = rotation
         self._clock = clock
         self._guard = guard
+        self._signer_lost = signer_lost
         self._retire = _Backoff(clock, RETIRE_AGAIN, RETIRE_AGAIN_MAX)
         self._renew = _Backoff(clock, RENEW_AGAIN, RENEW_AGAIN_MAX)
 
@@ -173,20 +177,23 @@ class Maintenance:
         if not self._renew.ready:
             return False
         try:
-            return await self._rotation.renew()
+            renewed = await self._rotation.renew()
         except (CaserverError, Corrupt) as exc:
             expires = f"{datetime.fromtimestamp(self._custody.signing(state).issuer_not_after, UTC):%Y-%m-%dT%H:%M:%SZ}"
             self._renew.failed(f"what signs leaves expires at {expires} and could not be renewed: {exc}")
             _log.warning("renewing what signs leaves failed, it will be tried again", reason=str(exc), expires=expires)
             return False
+        if renewed:
+            self._signer_lost.clear()  # until it is looked at again
+        return renewed
 
     def _renewal(self, state: CAState) -> int | None:
-        """When what signs leaves is to be renewed; None if the root does, or cannot be asked now."""
+        """When what signs leaves is to be renewed; None if that is the root, or cannot be told now."""
         try:
             signing = self._custody.signing(state)
         except (CaserverError, Corrupt):
             return None  # said elsewhere
-        return renewal_at(signing)
+        return self._now() if self._signer_lost.is_set() else renewal_at(signing)
 
     async def _retired(self, state: CAState, retiring: Retiring) -> bool:
         if self._rotation.busy:
@@ -222,7 +229,20 @@ class Maintenance:
         if renewal is not None:
             pause = min(pause, max(REST_MIN, renewal - self._now(), self._renew.rest))
         with contextlib.suppress(TimeoutError):
-            await within(self._clock, pause, self._log.changed(agenda, agenda(state, self._log.leadership)))
+            await within(self._clock, pause, self._roused(state))
+
+    async def _roused(self, state: CAState) -> None:
+        """Until the state gives a reason to look, or what signs leaves is found to be lost."""
+        changed = asyncio.ensure_future(self._log.changed(agenda, agenda(state, self._log.leadership)))
+        lost = asyncio.ensure_future(self._signer_lost.wait())
+        waits = (changed,) if self._signer_lost.is_set() else (changed, lost)
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
+        finally:
+            changed.cancel()
+            lost.cancel()
 
     def _now(self) -> int:
         return int(self._clock.now().timestamp())

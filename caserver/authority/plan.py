@@ -110,7 +110,7 @@ def _below_root(configuration: CAConfiguration) -> tuple[object, ...]:
         return ()
     effective = configuration.effective
     key = (effective.private_key_type, effective.private_key_bits)
-    return (configuration.vault.place, effective.leaf_ttl, effective.intermediate_ttl, key)
+    return (configuration.vault.place, effective.intermediate_ttl, key)
 
 
 def _is(active: CARoot | None, root_id: RootID | None) -> bool:

@@ -113,6 +113,7 @@ class Tended:
     next_in: float  # seconds
     troubles: tuple[tuple[str, str], ...] = ()  # (code, reason) for operators
     token_expires_at: float | None = None  # epoch seconds; None: there is no token, or it never expires
+    signer_lost: bool = False  # what signs leaves is gone from the backend: another one is to be made
 
 
 @dataclass(frozen=True, slots=True)

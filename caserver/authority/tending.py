@@ -6,6 +6,7 @@ last, and logged when they come and when they go. Nothing here can keep the CA f
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import structlog
@@ -39,6 +40,7 @@ class Tending:
         self._custody = custody
         self._clock = clock
         self._troubles: tuple[tuple[str, str], ...] = ()
+        self.signer_lost = asyncio.Event()  # set while what signs leaves is gone from the backend
         self.token_expires_at: float | None = None  # epoch seconds; None: there is no token, or it never expires
 
     @property
@@ -55,7 +57,7 @@ class Tending:
                 with contextlib.suppress(TimeoutError):
                     await within(self._clock, rest, self._log.changed(in_force, seen))
         finally:
-            self._troubles, self.token_expires_at = (), None
+            self._found(Tended(REST_MAX))
 
     async def look(self) -> float:
         """One look; seconds until the next."""
@@ -89,3 +91,7 @@ class Tending:
         for code in before.keys() - now.keys():
             _log.info("a trouble of the CA provider is over", code=code)
         self._troubles, self.token_expires_at = tended.troubles, tended.token_expires_at
+        if tended.signer_lost:
+            self.signer_lost.set()
+        else:
+            self.signer_lost.clear()

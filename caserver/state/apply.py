@@ -168,7 +168,7 @@ def activate_root(state: CAState, command: ActivateRoot) -> Step:
         index=index,
         ca_epoch=change.epoch,
         configuration=_succeeded(configuration, change.configuration, index),
-        roots=_with_active(state, command, change.configuration.effective.leaf_ttl, index),
+        roots=_with_active(state, command, change, index),
         roots_index=index,
         change=None,
         retiring=_with_retiring(state, command),
@@ -213,10 +213,11 @@ def set_intermediate(state: CAState, command: SetIntermediate) -> Step:
         intermediates=command.intermediates,
         signing_key_id=command.signing_key_id,
         backend=command.backend,
+        epoch=change.epoch,
         leaf_ttl_max=max(root.leaf_ttl_max, change.configuration.effective.leaf_ttl),
         modify_index=index,
     )
-    former = Retiring(configuration.stored, root.id, command.retire_not_before, state.ca_epoch, root.backend)
+    former = Retiring(configuration.stored, root.id, command.retire_not_before, root.epoch, root.backend)
     history = state.history
     if succeeded is not configuration:
         history = _with_history(state, HistoryEntry(index, command.at, "configure", root.id, change.configuration))
@@ -438,7 +439,7 @@ def _with_root(roots: tuple[CARoot, ...], changed: CARoot) -> tuple[CARoot, ...]
     return tuple(changed if root.id == changed.id else root for root in roots)
 
 
-def _with_active(state: CAState, command: ActivateRoot, leaf_ttl: int, index: Index) -> tuple[CARoot, ...]:
+def _with_active(state: CAState, command: ActivateRoot, change: Change, index: Index) -> tuple[CARoot, ...]:
     """All roots after a rotation, sorted by id, each with the new index (Consul writes the list as a whole)."""
     known = state.root(command.root.id)
     others = [
@@ -451,11 +452,12 @@ def _with_active(state: CAState, command: ActivateRoot, leaf_ttl: int, index: In
         for root in state.roots
         if root.id != command.root.id
     ]
-    return tuple(sorted([*others, _activated(command.root, known, leaf_ttl, index)], key=lambda root: root.id))
+    return tuple(sorted([*others, _activated(command.root, known, change, index)], key=lambda root: root.id))
 
 
-def _activated(new: NewRoot, known: CARoot | None, leaf_ttl: int, index: Index) -> CARoot:
+def _activated(new: NewRoot, known: CARoot | None, change: Change, index: Index) -> CARoot:
     """The new active root; one that was listed before keeps what is known of its leaves, its key and its create index."""
+    leaf_ttl = change.configuration.effective.leaf_ttl
     return CARoot(
         id=new.id,
         name=new.name,
@@ -477,6 +479,7 @@ def _activated(new: NewRoot, known: CARoot | None, leaf_ttl: int, index: Index) 
         create_index=index if known is None else known.create_index,
         modify_index=index,
         backend=new.backend,
+        epoch=change.epoch,
     )
 
 
@@ -486,7 +489,7 @@ def _with_retiring(state: CAState, command: ActivateRoot) -> tuple[Retiring, ...
     if command.retire_not_before is None or previous is None or state.configuration is None:
         return state.retiring
     former = Retiring(
-        state.configuration.stored, previous.id, command.retire_not_before, state.ca_epoch, previous.backend
+        state.configuration.stored, previous.id, command.retire_not_before, previous.epoch, previous.backend
     )
     return (*state.retiring, former)
 

@@ -90,7 +90,7 @@ _CERTIFICATE: dict[str, _Shape[Any]] = {
 }
 _ROOT = _record(
     m.CARoot,
-    frozenset({"backend"}),
+    frozenset({"backend", "epoch"}),
     **_CERTIFICATE,
     active=_FLAG,
     rotated_out_at=_optional(_INT),
@@ -99,6 +99,7 @@ _ROOT = _record(
     live_by_hour=_sorted_map(_INT, _INT),
     create_index=_INT,
     modify_index=_INT,
+    epoch=_INT,
 )
 _CONFIGURATION = _record(m.Configuration, stored=_STORED, create_index=_INT, modify_index=_INT)
 _CHANGE = _record(

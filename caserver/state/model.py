@@ -86,6 +86,7 @@ class CARoot:
     create_index: Index
     modify_index: Index
     backend: BackendFacts = ()
+    epoch: int = 0  # of the change that made what signs leaves below it; names at a backend derive from it
 
 
 @dataclass(frozen=True, slots=True)

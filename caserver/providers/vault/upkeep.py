@@ -63,6 +63,7 @@ class Upkeep:
             next_in=LOOK_SOON if troubles else self._rest(lease),
             troubles=tuple(troubles),
             token_expires_at=expires,
+            signer_lost=any(code == "vault-issuer-missing" for code, _ in troubles),
         )
 
     async def _token(self, now: datetime) -> list[Trouble]:
@@ -136,8 +137,8 @@ class Upkeep:
         path = self._signers.path
         if await self._signers.issuer_pem(self._issuer) is None:
             reason = (
-                f"the issuer {self._issuer} of {path} is gone, no leaf can be signed: "
-                "PUT /v1/connect/ca/renew-intermediate makes another one"
+                f"the issuer {self._issuer} of {path} is gone, no leaf can be signed until another one is made, "
+                "which is tried now"
             )
             return [("vault-issuer-missing", reason)]
         ends = describe(self._signer_pem).not_after
