@@ -147,10 +147,15 @@ class ApiServer:
         connections_per_client: int = CONNECTIONS_PER_CLIENT,
         connections: int = CONNECTIONS,
         hosts: Hosts | None = None,
+        idle_deadline: float = IDLE_DEADLINE,
     ) -> None:
-        """``connections`` is how many each listener takes at a time, ``connections_per_client`` from one address."""
+        """``connections`` is how many each listener takes at a time, ``connections_per_client`` from one address.
+
+        ``idle_deadline`` is how long the head of a request may take, and the next request of a connection.
+        """
         self._node = node
         self._listeners = tuple(listeners)
+        self._idle_deadline = idle_deadline
         self._limits = Limits(connections, connections_per_client, refusal=_BARE_HEAD % status.NOT_READY)
         self._hosts = hosts or Hosts()
         self._http: _HttpServer | None = None
@@ -163,7 +168,7 @@ class ApiServer:
         """Bind every listener; OSError if an address cannot be bound (then none is)."""
         http = self._http = _HttpServer(
             self._handle,
-            keepalive_timeout=IDLE_DEADLINE,
+            keepalive_timeout=self._idle_deadline,
             auto_decompress=False,
             access_log=None,
             logger=_aiohttp_log,
