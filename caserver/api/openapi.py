@@ -19,7 +19,6 @@ _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "parameter": {"type": "apiKey", "in": "query", "name": "token", "description": "Deprecated: it ends up in logs."},
 }
-_UNTOLD = Operation({_JSON: {}})  # of a route that the reference does not know: any JSON
 _METADATA = {
     "X-Consul-Index": {
         "description": "Index of what was answered, for a blocking query.",
@@ -69,7 +68,7 @@ def document(routes: Iterable[Documented]) -> dict[str, object]:
     """The OpenAPI document."""
     paths: dict[str, object] = {}
     for route in routes:
-        operations = {method: OPERATIONS.get((route.path, method), _UNTOLD) for method in route.handlers}
+        operations = {method: OPERATIONS[route.path, method] for method in route.handlers}
         variable = next(iter(operations.values())).variable
         path = route.path if variable is None else f"{route.path}{{{variable.name}}}"
         paths[path] = {method.lower(): _operation(route, method, operation) for method, operation in operations.items()}

@@ -26,7 +26,7 @@ RUNS = _load("runs.jsonl")
 OUT_OF_SCOPE: Mapping[str, str] = {
     "c07-*": "needs access control, which this node runs without",
     "c08-*-acl-*": "needs access control, which this node runs without",
-    "c08-snapshot-*": "snapshots are not served",
+    "c08-snapshot-*": "are replayed in tests/unit/cli_snapshot_test.py, whose server sends archives",
     "c08-connect-envoy-bootstrap": "runs a local agent's service catalog, which is no part of a certificate authority",
     "c08-connect-proxy-register": "registers a service, which is no part of a certificate authority",
     "c04-config-after-prune": "shows a configuration that is refused here (SkipValidate), as does the next",
