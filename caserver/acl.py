@@ -14,6 +14,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import assert_never
 
+from caserver.acl_requests import (
+    BootstrapACL,
+    CloneToken,
+    PutPolicy,
+    PutToken,
+    RemovePolicy,
+    RemoveToken,
+)
 from caserver.config.document import Document, parse_hcl, parse_json
 from caserver.errors import InvalidRequest
 from caserver.fields import nearest
@@ -41,6 +49,34 @@ _PREFIX = "_prefix"
 _KNOWN = _UNNAMED | _NAMED | {name + _PREFIX for name in _NAMED}
 _MEANT = frozenset({"acl", "operator", "agent", "node", "service"})
 _IN_RULES = {"policy", "intentions", "sentinel"}
+
+
+MANAGEMENT_RULES = """
+acl = "write"
+agent_prefix "" {
+	policy = "write"
+}
+event_prefix "" {
+	policy = "write"
+}
+key_prefix "" {
+	policy = "write"
+}
+keyring = "write"
+node_prefix "" {
+	policy = "write"
+}
+operator = "write"
+query_prefix "" {
+	policy = "write"
+}
+service_prefix "" {
+	policy = "write"
+	intentions = "write"
+}
+session_prefix "" {
+	policy = "write"
+}"""  # Consul's, to the letter
 
 
 class Resource(StrEnum):
@@ -89,7 +125,9 @@ def permission_of(request: Request) -> Permission | None:
             return OPERATOR_READ
         case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
             return MANAGEMENT
-        case ReadIndex():
+        case PutToken() | CloneToken() | RemoveToken() | PutPolicy() | RemovePolicy():
+            return MANAGEMENT
+        case ReadIndex() | BootstrapACL():
             return None
         case _:
             assert_never(request)

@@ -22,12 +22,15 @@ from typing import NoReturn
 
 import structlog
 
+from caserver.acl_reset import ResetFile
 from caserver.api.metrics import Telemetry
 from caserver.api.query import BlockedQueries
 from caserver.api.server import ApiServer, NodeView, Readiness
 from caserver.authority.authority import Authority
+from caserver.authority.gate import OPEN, Gate, TokenGate, TokenHasher
 from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
+from caserver.authority.tokens import Tokens
 from caserver.backup import Backups
 from caserver.config.agent_config import AgentConfig
 from caserver.descriptors import Shares, raise_limit
@@ -39,6 +42,7 @@ from caserver.internode.identity import NodeIdentity
 from caserver.internode.keyring import SECRET_BYTES, Keyring, decode_secret
 from caserver.leaf_cache import LeafCache
 from caserver.listeners import Front, front
+from caserver.node_gate import NodeGate
 from caserver.own_secret import own_secret
 from caserver.providers.builtin import builtin_kind
 from caserver.providers.vault.kind import POOL_SIZE, vault_kind
@@ -112,7 +116,7 @@ def _configure_logs(config: AgentConfig, clock: Clock) -> None:
         as_json=config.log_json,
         node=config.node_name,
         clock=clock,
-        secrets=config.cluster_secrets,
+        secrets=(*config.cluster_secrets, *config.acl.secrets),
     )
 
 
@@ -204,6 +208,17 @@ class _Agent:
         stack.callback(workers.close)
         identity = NodeIdentity(keyring, config.node_name, config.peers)
         raft = await self._start_log(stack, keyring)
+        hasher = TokenHasher(keyring)
+        gate = self._gate(raft, hasher)
+        tokens = Tokens(
+            raft,
+            settings=config.acl,
+            hasher=hasher,
+            reset=ResetFile(config.data_dir),
+            clock=self._clock,
+            entropy=self._entropy,
+            workers=workers,
+        )
         authority = Authority(
             raft,
             providers=self._providers(stack, workers),
@@ -213,8 +228,12 @@ class _Agent:
             workers=workers,
             datacenter=config.datacenter,
             bootstrap=_bootstrap(config),
+            gate=gate,
+            tokens=tokens,
         )
-        operations = Operations(raft, raft=raft, authority=authority.execute, clock=self._clock)
+        operations = Operations(
+            raft, raft=raft, authority=authority.execute, gate=gate, tokens=tokens, clock=self._clock
+        )
         channel = self._channel(identity, operations)
         if config.peers:
             await channel.start()
@@ -226,10 +245,13 @@ class _Agent:
             clock=self._clock,
             entropy=self._entropy,
             patience=Patience(config.rpc_hold_timeout),
+            own_token=config.acl.agent,
         )
+        node_gate = NodeGate(gate, raft, leader, clock=self._clock, down_deny=config.acl.down_deny)
         leaf_cache = LeafCache(
             raft,
             leader,
+            gate=node_gate,
             clock=self._clock,
             entropy=self._entropy,
             datacenter=config.datacenter,
@@ -261,11 +283,18 @@ class _Agent:
             raft,
             leader=leader,
             leaf_cache=leaf_cache,
+            gate=node_gate,
             authority=authority,
             operations=operations,
             backups=backups,
         )
         return raft
+
+    def _gate(self, raft: RaftThread[Command, CAState, Result], hasher: TokenHasher) -> Gate:
+        config = self._config
+        if not config.acl.enabled:
+            return OPEN
+        return TokenGate(raft, settings=config.acl, hasher=hasher, clock=self._clock, datacenter=config.datacenter)
 
     async def _start_log(self, stack: AsyncExitStack, keyring: Keyring) -> RaftThread[Command, CAState, Result]:
         config = self._config
@@ -316,6 +345,7 @@ class _Agent:
         *,
         leader: Leader,
         leaf_cache: LeafCache,
+        gate: NodeGate,
         authority: Authority,
         operations: Operations,
         backups: Backups,
@@ -337,6 +367,7 @@ class _Agent:
             log=raft,
             leader=leader,
             leaf_cache=leaf_cache,
+            gate=gate,
             clock=self._clock,
             entropy=self._entropy,
             datacenter=config.datacenter,

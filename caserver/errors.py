@@ -13,6 +13,7 @@
       RateLimited                    carries retry_after
       Conflict                       decided on a stale index
       ConnectDisabled                this cluster was started without Connect
+      ACLDisabled                    this node was started without ACLs
       Unavailable                    trying again may help
         NoLeader                     nobody leads right now
         NotLeader                    this node does not lead (drives forwarding, never leaves the internal routes)
@@ -98,6 +99,13 @@ class ConnectDisabled(CaserverError):
     """Connect is disabled on this agent (Consul answers 500 with this very text)."""
 
     def __init__(self, detail: str = "Connect must be enabled in order to use this endpoint") -> None:
+        super().__init__(detail)
+
+
+class ACLDisabled(CaserverError):
+    """ACLs are disabled on this agent (Consul answers 401 with this very text)."""
+
+    def __init__(self, detail: str = "ACL support disabled") -> None:
         super().__init__(detail)
 
 

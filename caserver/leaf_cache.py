@@ -20,10 +20,12 @@ from typing import Any
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from caserver.acl import SERVICE_WRITE
 from caserver.authority.ports import Log
 from caserver.environment import Clock, Entropy, PrivateKey, within
-from caserver.errors import CaserverError, NotInitialized, Unavailable, from_kind
+from caserver.errors import CaserverError, NotInitialized, PermissionDenied, Unavailable, from_kind
 from caserver.forwarding.leader import Leader
+from caserver.node_gate import NodeGate
 from caserver.pki.csr import make_csr
 from caserver.pki.keys import sec1_pem
 from caserver.pki.spiffe import ServiceID, check_service_name
@@ -76,6 +78,7 @@ class _Entry:
 
     service: str
     caller: Caller  # who read it last: on whose behalf it is renewed
+    asked_for: Caller  # on whose behalf the latest request was made
     last_read: float  # monotonic
     held: _Held | None = None
     renew_at: float = 0.0  # wall clock, epoch seconds
@@ -98,6 +101,7 @@ class LeafCache:
         log: Log,
         leader: Leader,
         *,
+        gate: NodeGate,
         clock: Clock,
         entropy: Entropy,
         datacenter: str,
@@ -110,6 +114,7 @@ class LeafCache:
         """
         self._log = log
         self._leader = leader
+        self._gate = gate
         self._clock = clock
         self._entropy = entropy
         self._datacenter = datacenter
@@ -128,15 +133,27 @@ class LeafCache:
 
         With ``after`` above zero it returns once the leaf's index is greater, or after ``wait`` seconds with what is
         held. ``fresh`` asks for a leaf under the present root and signing certificate. Never an expired leaf: raises what
-        kept a new one from being issued.
+        kept a new one from being issued. PermissionDenied unless the caller may write the service, at every read.
         """
         check_service_name(
             service, trust_domain=self._log.state.trust_domain or "<trust domain>", datacenter=self._datacenter
         )
+        permission = SERVICE_WRITE.of(service)
+        await self._gate.require(caller, permission, operation="leaf")
         entry = self._entry(caller, service)
         entry.readers += 1
         try:
-            return await self._read(entry, after=after, wait=wait, fresh=fresh)
+            try:
+                found = await self._read(entry, after=after, wait=wait, fresh=fresh)
+            except PermissionDenied:
+                if entry.asked_for == caller:
+                    raise
+                # It was denied to another reader, whose request this one joined.
+                entry.caller = caller
+                found = await self._read(entry, after=after, wait=wait, fresh=fresh)
+            if not found.hit:  # what was waited for may come after the token was taken away
+                await self._gate.require(caller, permission, operation="leaf")
+            return found
         finally:
             entry.readers -= 1
             if entry.held is None and entry.flight is None and not entry.readers:
@@ -237,7 +254,7 @@ class LeafCache:
         now = self._clock.monotonic()
         if entry is None:
             self._make_room()
-            entry = self._entries[service] = _Entry(service, caller, now)
+            entry = self._entries[service] = _Entry(service, caller, caller, now)
             return entry
         entry.caller, entry.last_read = caller, now
         self._entries.move_to_end(service)
@@ -282,7 +299,7 @@ class LeafCache:
         identity = ServiceID(await self._trust_domain(), self._datacenter, entry.service)
         key = _ec(self._entropy.private_key("ec", 256))
         request = SignLeaves(csrs=(make_csr(key, identity.uri),))
-        answer = await self._leader.execute(entry.caller, request)
+        answer = await self._leader.execute(entry.asked_for, request)
         if not isinstance(answer, LeavesSigned) or len(answer.results) != 1:
             raise TypeError(f"signing one CSR was answered by {type(answer).__name__}")
         result = answer.results[0]
@@ -311,6 +328,7 @@ class LeafCache:
         renewed.set()
 
     def _spawn(self, entry: _Entry) -> asyncio.Task[_Held]:
+        entry.asked_for = entry.caller
         task = asyncio.get_running_loop().create_task(self._issue(entry))
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._done, entry.service))

@@ -10,6 +10,19 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any, assert_never
 
+from caserver.acl_requests import (
+    REQUESTS as ACL_REQUESTS,
+)
+from caserver.acl_requests import (
+    ACLAnswer,
+    ACLRequest,
+    PolicyWritten,
+    Removed,
+    TokenWritten,
+    decode_acl_answer,
+    decode_arguments,
+    encode_acl_answer,
+)
 from caserver.errors import CaserverError, InvalidRequest, RateLimited, from_kind
 from caserver.fields import Secret
 
@@ -91,7 +104,7 @@ class AbortRestore:
 RestoreRequest = AdmitRestore | StageRestore | CommitRestore | AbortRestore
 CARequest = SignLeaves | ChangeConfiguration | ReadIndex | RestoreRequest
 ClusterRequest = ReadServers | TransferLeadership
-Request = CARequest | ClusterRequest
+Request = CARequest | ClusterRequest | ACLRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +203,7 @@ class RestoreProgress:
 
 
 CAAnswer = LeavesSigned | ConfigurationChanged | ReadAt | RestoreProgress
-Answer = CAAnswer | ServersRead | LeadershipMoved
+Answer = CAAnswer | ServersRead | LeadershipMoved | ACLAnswer
 
 
 # The codec of the internal hop. JSON by an allow-list per operation; a frame holds a caller's token in clear, so it is
@@ -208,6 +221,7 @@ _REQUESTS: dict[str, type[Request]] = {
     "commit_restore": CommitRestore,
     "abort_restore": AbortRestore,
     "transfer_leadership": TransferLeadership,
+    **ACL_REQUESTS,
 }
 _REQUEST_NAMES = {kind: name for name, kind in _REQUESTS.items()}
 
@@ -238,7 +252,9 @@ def decode_request(frame: bytes) -> tuple[Caller, Request]:
         source=_one(document, "source", str),
         request_id=_one(document, "request_id", str),
     )
-    return caller, _request(kind, _one(document, "arguments", dict))
+    arguments = _one(document, "arguments", dict)
+    acl = ACL_REQUESTS.get(str(operation))
+    return caller, _request(kind, arguments) if acl is None else decode_arguments(acl, arguments)
 
 
 def _request(kind: type[Request], arguments: dict[str, Any]) -> Request:
@@ -286,6 +302,8 @@ def encode_answer(answer: Answer | CaserverError) -> bytes:
             document["servers"] = [_plain(each) for each in answer.servers]
         case LeadershipMoved():
             document["leader"] = answer.leader
+        case TokenWritten() | PolicyWritten() | Removed():
+            document |= encode_acl_answer(answer)
         case _:
             assert_never(answer)
     return json.dumps(document, separators=(",", ":")).encode()
@@ -312,7 +330,7 @@ def decode_answer(frame: bytes) -> Answer:
         return ServersRead(tuple(_decode_server(each) for each in _one(document, "servers", list)))
     if "leader" in document:
         return LeadershipMoved(_one(document, "leader", str))
-    return ReadAt(_one(document, "read_at", int))
+    return decode_acl_answer(document) or ReadAt(_one(document, "read_at", int))
 
 
 def _encode_result(result: IssuedLeaf | Failure) -> dict[str, Any]:

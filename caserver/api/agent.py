@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from caserver import nodes_wire, wire
+from caserver.acl import SERVICE_WRITE
 from caserver.api.connect_ca import check_enabled, roots_body, roots_key
 from caserver.api.query import (
     CONTACT_MAX,
@@ -67,6 +68,8 @@ async def authorize(node: NodeView, call: Call) -> Reply:
     request = nodes_wire.decode_authorize(call.body.decode("utf-8", "replace"))
     client = _client(request.client_uri)
     check_enabled(node)
+    target = SERVICE_WRITE.of(request.target)
+    await node.gate.require(call.caller(node), target, operation="POST /v1/agent/connect/authorize")
     state = node.log.state if node.log.state.cluster_id else await initialized(node, call)
     authorized, reason = _default(node)
     if client.trust_domain != state.trust_domain:
@@ -85,7 +88,10 @@ def _client(uri: str) -> ServiceID:
 
 def _default(node: NodeView) -> tuple[bool, str]:
     """What holds where no intention speaks, and why."""
-    wanted = node.settings().connect.authorize_default
+    settings = node.settings()
+    wanted = settings.connect.authorize_default
+    if wanted is None and settings.acl.enabled:
+        return settings.acl.default_allow, "Default behavior configured by ACLs"
     if wanted is None:
         return True, "ACLs disabled, access is allowed by default"
     return wanted == "allow", "Default behavior configured by connect { authorize_default }"

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from caserver import wire
 from caserver.acl import Permission
+from caserver.api.acl_reference import ACL_OPERATIONS, ACL_SCHEMAS
 from caserver.api.query import Call, NodeView, Reply
 from caserver.api.reference import ERRORS, OPERATIONS, TEXT_TYPE, WRITE_ERRORS, Operation, Parameter
 from caserver.api.schemas import SCHEMAS, TEXT
@@ -19,6 +20,7 @@ _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "parameter": {"type": "apiKey", "in": "query", "name": "token", "description": "Deprecated: it ends up in logs."},
 }
+_OPERATIONS = {**OPERATIONS, **ACL_OPERATIONS}
 _METADATA = {
     "X-Consul-Index": {
         "description": "Index of what was answered, for a blocking query.",
@@ -68,10 +70,12 @@ def document(routes: Iterable[Documented]) -> dict[str, object]:
     """The OpenAPI document."""
     paths: dict[str, object] = {}
     for route in routes:
-        operations = {method: OPERATIONS[route.path, method] for method in route.handlers}
+        operations = {method: _OPERATIONS[route.path, method] for method in route.handlers}
         variable = next(iter(operations.values())).variable
         path = route.path if variable is None else f"{route.path}{{{variable.name}}}"
-        paths[path] = {method.lower(): _operation(route, method, operation) for method, operation in operations.items()}
+        paths[path] = {
+            method.lower(): _operation(route, path, method, operation) for method, operation in operations.items()
+        }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -82,14 +86,14 @@ def document(routes: Iterable[Documented]) -> dict[str, object]:
         "servers": [{"url": "/"}],
         "security": [{}, *({name: []} for name in _SECURITY)],
         "paths": paths,
-        "components": {"schemas": SCHEMAS, "securitySchemes": _SECURITY, "headers": _METADATA},
+        "components": {"schemas": {**SCHEMAS, **ACL_SCHEMAS}, "securitySchemes": _SECURITY, "headers": _METADATA},
     }
 
 
-def _operation(route: Documented, method: str, operation: Operation) -> dict[str, object]:
+def _operation(route: Documented, path: str, method: str, operation: Operation) -> dict[str, object]:
     parameters = [*((operation.variable,) if operation.variable else ()), *operation.parameters]
     found: dict[str, object] = {
-        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {route.path}".lower()).strip("_"),
+        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {path}".lower()).strip("_"),
         "summary": operation.summary or route.summary,
         "description": "Needs nothing." if route.permission is None else f"Needs {route.permission}, if ACLs are on.",
         "parameters": [_parameter(each) for each in parameters],

@@ -24,6 +24,7 @@ from caserver.errors import InvalidQuery, InvalidRequest, NoLeader, NotInitializ
 from caserver.fields import Secret, go_duration
 from caserver.forwarding.leader import Leader
 from caserver.leaf_cache import LeafCache
+from caserver.node_gate import NodeGate
 from caserver.raft.ports import Leadership
 from caserver.requests import Caller, ReadAt, ReadIndex
 from caserver.state.lifecycle import leader_of
@@ -143,6 +144,7 @@ class NodeView:
     log: Log
     leader: Leader
     leaf_cache: LeafCache
+    gate: NodeGate
     clock: Clock
     entropy: Entropy
     datacenter: str

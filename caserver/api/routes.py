@@ -15,7 +15,7 @@ from caserver.acl import (
     SERVICE_WRITE,
     Permission,
 )
-from caserver.api import agent, connect_ca, nodes, openapi, operator, snapshot
+from caserver.api import acl, agent, connect_ca, nodes, openapi, operator, snapshot
 from caserver.api.query import Call, NodeView, Reply
 from caserver.archive import ARCHIVE_MAX
 
@@ -31,9 +31,10 @@ Admission = Callable[[NodeView, Call], Awaitable[None]]
 class Route:
     """One path; with ``subtree`` everything below it too, the rest of the path being the handler's to read.
 
-    ``permission`` is what a caller needs while ACLs are on, None: nothing. The server asks this node's gate for it before a
-    GET; what changes something is decided by the leader, by ``acl.permission_of``, and what depends on a name in the
-    request (service permissions) by whoever has read it: the leaf cache, the issuance, the handler.
+    ``permission`` is what a caller needs while ACLs are on, None: nothing. The server asks this node's gate for it before
+    a GET and before whatever is about this agent or node; other changes are decided by the leader, by
+    ``acl.permission_of``, and what depends on a name in the request (service permissions) by whoever has read it: the
+    leaf cache, the issuance, the handler.
     """
 
     path: str
@@ -157,7 +158,40 @@ ROUTES: tuple[Route, ...] = (
         "/v1/agent/metrics", {"GET": agent.get_metrics}, "Metrics of this node, as JSON or for Prometheus", AGENT_READ
     ),
     Route("/openapi.json", {"GET": openapi.serving(lambda: ROUTES)}, "This interface as an OpenAPI 3.1 document", None),
+    Route("/v1/acl/bootstrap", {"PUT": acl.bootstrap}, "Make the first management token", None, secret=True),
+    Route("/v1/acl/tokens", {"GET": acl.list_tokens}, "Tokens, without their secrets", MANAGEMENT, secret=True),
+    Route("/v1/acl/token", {"PUT": acl.create_token}, "Make a token", MANAGEMENT, secret=True),
+    Route("/v1/acl/token/self", {"GET": acl.get_own_token}, "The token that the caller shows", None, secret=True),
+    Route(
+        "/v1/acl/token/",
+        {"GET": acl.get_token, "PUT": acl.put_token, "DELETE": acl.delete_token},
+        "One token by its accessor id; PUT .../clone copies it",
+        MANAGEMENT,
+        subtree=True,
+        secret=True,
+    ),
+    Route("/v1/acl/policies", {"GET": acl.list_policies}, "Policies, without their rules", MANAGEMENT, secret=True),
+    Route("/v1/acl/policy", {"PUT": acl.create_policy}, "Make a policy", MANAGEMENT, secret=True),
+    Route(
+        "/v1/acl/policy/name/",
+        {"GET": acl.get_policy_by_name},
+        "One policy by its name",
+        MANAGEMENT,
+        subtree=True,
+        secret=True,
+    ),
+    Route(
+        "/v1/acl/policy/",
+        {"GET": acl.get_policy, "PUT": acl.put_policy, "DELETE": acl.delete_policy},
+        "One policy by its id",
+        MANAGEMENT,
+        subtree=True,
+        secret=True,
+    ),
 )
 
 EXACT: Mapping[str, Route] = {route.path: route for route in ROUTES if not route.subtree}
-SUBTREES: tuple[Route, ...] = tuple(route for route in ROUTES if route.subtree)
+# The longest path that fits decides.
+SUBTREES: tuple[Route, ...] = tuple(
+    sorted((route for route in ROUTES if route.subtree), key=lambda route: -len(route.path))
+)

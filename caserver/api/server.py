@@ -23,6 +23,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion10, HttpVersion11
 
+from caserver.acl import Resource
 from caserver.api import status
 from caserver.api.origin import Hosts, refuse_exposed
 from caserver.api.query import Body, Call, NodeView, Readiness, Reply, metadata, parse
@@ -286,6 +287,7 @@ class ApiServer:
     async def _run(self, request: web.BaseRequest, route: Route, call: Call) -> Reply:
         node = self._node
         try:
+            await _admit(node, request.method, call, route)
             if request.method == hdrs.METH_GET:
                 return await route.handlers[request.method](node, call)
             if route.admission is not None:
@@ -353,6 +355,22 @@ class ApiServer:
             return await within(self._node.clock, BODY_DEADLINE, _collect(request, limit))
         except TimeoutError:
             raise _SlowBody(f"the request body did not arrive within {BODY_DEADLINE:.0f} s") from None
+
+
+async def _admit(node: NodeView, method: str, call: Call, route: Route) -> None:
+    """PermissionDenied unless the caller may do what this node does by itself.
+
+    That is every read, and whatever is about this agent. The leader decides the other writes, once their body was read;
+    who reads the name of a service asks about it.
+    """
+    needed = route.permission
+    if needed is None or needed.resource is Resource.SERVICE:
+        return
+    if needed.resource in {Resource.AGENT, Resource.NODE}:
+        needed = needed.of(node.node_name)
+    elif method != hdrs.METH_GET:
+        return
+    await node.gate.require(call.caller(node), needed, operation=f"{method} {route.path}")
 
 
 class _SlowBody(CaserverError):

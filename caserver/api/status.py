@@ -20,6 +20,7 @@ _STATUS: dict[type[errors.CaserverError], int] = {
     errors.RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.ConnectDisabled: HTTPStatus.INTERNAL_SERVER_ERROR,  # Consul's, and its clients look for it
+    errors.ACLDisabled: HTTPStatus.UNAUTHORIZED,  # Consul's, and its clients look for it
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NoLeader: HTTPStatus.INTERNAL_SERVER_ERROR,  # Consul's, and its clients retry on it
     errors.ProviderRefused: HTTPStatus.BAD_GATEWAY,
@@ -32,6 +33,7 @@ OK = int(HTTPStatus.OK)
 MOVED = int(HTTPStatus.MOVED_PERMANENTLY)
 BAD_REQUEST = int(HTTPStatus.BAD_REQUEST)
 FORBIDDEN = int(HTTPStatus.FORBIDDEN)
+UNAUTHORIZED = int(HTTPStatus.UNAUTHORIZED)
 NOT_FOUND = int(HTTPStatus.NOT_FOUND)
 METHOD_NOT_ALLOWED = int(HTTPStatus.METHOD_NOT_ALLOWED)
 CONFLICT = int(HTTPStatus.CONFLICT)

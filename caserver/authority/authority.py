@@ -14,8 +14,10 @@ from typing import Any, assert_never
 
 import structlog
 
+from caserver.acl import SERVICE_WRITE
 from caserver.authority.clock_guard import ClockGuard
 from caserver.authority.custody import HMAC_KEY_PURPOSE, Custody
+from caserver.authority.gate import Gate, recorded
 from caserver.authority.issuance import Issuance
 from caserver.authority.maintenance import Maintenance
 from caserver.authority.ports import Log, Providers, verdict
@@ -24,6 +26,7 @@ from caserver.authority.resealing import Resealing
 from caserver.authority.restoration import Restoration
 from caserver.authority.rotation import Rotation
 from caserver.authority.tending import Tending
+from caserver.authority.tokens import Tokens
 from caserver.environment import Clock, Entropy, Workers, within
 from caserver.errors import (
     CaserverError,
@@ -34,6 +37,7 @@ from caserver.errors import (
     Corrupt,
     NotInitialized,
     NotLeader,
+    PermissionDenied,
 )
 from caserver.internode.keyring import Keyring
 from caserver.pki.chain import HOPS_MAX
@@ -105,6 +109,8 @@ class Authority:
         workers: Workers,
         datacenter: str,
         bootstrap: CAConfiguration | None,
+        gate: Gate,
+        tokens: Tokens,
         hops_max: int = HOPS_MAX,
     ) -> None:
         """``bootstrap`` seeds the first configuration of the cluster; None = Connect is disabled on this node.
@@ -116,6 +122,8 @@ class Authority:
         self._clock = clock
         self._entropy = entropy
         self._bootstrap = bootstrap
+        self._gate = gate
+        self._tokens = tokens
         self._custody = Custody(providers, keyring)
         self._issuance = Issuance(log, custody=self._custody, clock=clock, entropy=entropy, datacenter=datacenter)
         self._guard = ClockGuard(log, clock)
@@ -186,7 +194,7 @@ class Authority:
         match request:
             case SignLeaves(csrs=csrs):
                 self._guard.require()
-                return LeavesSigned(await self._sign(csrs))
+                return LeavesSigned(await self._sign(caller, csrs))
             case ChangeConfiguration():
                 self._guard.require()
                 request_id = caller.request_id or self._entropy.bytes(16).hex()
@@ -266,6 +274,7 @@ class Authority:
         await self._log.barrier()
         if self._log.state.cluster_id is None:
             await self._found_cluster(bootstrap)
+        await self._tokens.initialize()
         self._compare(bootstrap)
         if self._log.state.active_root is None or self._log.state.change is not None:
             self._guard.require()
@@ -312,9 +321,14 @@ class Authority:
                 "the CA configuration in force is not that of this node's file, which seeds the first bootstrap only"
             )
 
-    async def _sign(self, csrs: tuple[str, ...]) -> tuple[IssuedLeaf | Failure, ...]:
+    async def _sign(self, caller: Caller, csrs: tuple[str, ...]) -> tuple[IssuedLeaf | Failure, ...]:
+        def refusal(service: str) -> PermissionDenied | None:
+            permission = SERVICE_WRITE.of(service)
+            found = self._gate.refusal(caller, permission)
+            return found and recorded(self._gate, found, caller, permission, operation="SignLeaves")
+
         try:
-            return await self._issuance.sign(csrs)
+            return await self._issuance.sign(csrs, refusal=refusal)
         except NotInitialized as exc:
             if self._trouble is None:
                 raise

@@ -8,7 +8,7 @@ is signed. Templates are built from the rows that apply returned, never from wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import assert_never
@@ -43,6 +43,8 @@ PIPELINE = 3  # proposals under way before the next batch has to wait
 BATCH_MAX = 128  # leaves of one proposal: checking them holds the loop for about 15 ms
 DROP_AFTER = 5.0  # seconds from proposal to signature; later ones are dropped
 _STALE = (Reason.STALE_EPOCH, Reason.ROOT_NOT_ACTIVE)
+
+Refusal = Callable[[str], CaserverError | None]  # of a service
 
 _log = structlog.get_logger(__name__)
 
@@ -112,8 +114,8 @@ class Issuance:
         self._signatures: set[asyncio.Task[IssuedLeaf]] = set()  # under way at an external provider
         self._recorder = SerialRecorder(log, clock)
 
-    async def sign(self, csrs: Sequence[str]) -> tuple[IssuedLeaf | Failure, ...]:
-        """One result per CSR (PEM), in order.
+    async def sign(self, csrs: Sequence[str], *, refusal: Refusal) -> tuple[IssuedLeaf | Failure, ...]:
+        """One result per CSR (PEM), in order; ``refusal`` says why the caller may not have a leaf of a service.
 
         What is wrong with one CSR is its own Failure. What is wrong with this node or the cluster is raised, unless some
         leaf was signed all the same: nothing is booked twice by a caller who tries such an error again elsewhere, save for
@@ -124,7 +126,7 @@ class Issuance:
             raise NotInitialized("the CA is not initialized yet; try again in a moment")
         effective = state.configuration.stored.effective
         checked = check_csrs(list(csrs), trust_domain=state.trust_domain, datacenter=self._datacenter)
-        entered = [self._enter(each, effective) for each in checked]
+        entered = [self._enter(each, effective, refusal) for each in checked]
         pending = [each for each in entered if isinstance(each, asyncio.Future)]
         await asyncio.gather(*pending, return_exceptions=True)
         return _results(entered)
@@ -141,10 +143,12 @@ class Issuance:
         await self._recorder.close()
 
     def _enter(
-        self, checked: CheckedCSR | InvalidCSR, effective: Effective
+        self, checked: CheckedCSR | InvalidCSR, effective: Effective, refusal: Refusal
     ) -> asyncio.Future[IssuedLeaf] | CaserverError:
         if isinstance(checked, InvalidCSR):
             return checked
+        if (denied := refusal(checked.service_id.service)) is not None:
+            return denied  # before the limiter: who may not have a leaf takes nobody's place
         try:
             self._limiter.admit(effective)
         except RateLimited as exc:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import assert_never
 
 import structlog
 
+from caserver.acl import permission_of
+from caserver.authority.gate import Gate, admit
 from caserver.authority.ports import Log, Raft
+from caserver.authority.tokens import Tokens
 from caserver.environment import Clock
 from caserver.errors import CaserverError, InvalidRequest, NotLeader, Unavailable
 from caserver.raft.status import PeerStatus, RaftStatus
@@ -52,20 +54,34 @@ class Operations:
         *,
         raft: Raft,
         authority: Callable[[Caller, CARequest], Awaitable[CAAnswer]],
+        gate: Gate,
+        tokens: Tokens,
         clock: Clock,
     ) -> None:
         self._log = log
         self._raft = raft
         self._authority = authority
+        self._gate = gate
+        self._tokens = tokens
         self._clock = clock
         self.signed = 0  # leaves
         self.refused: Counter[str] = Counter()  # signing requests by kind of error
 
     async def execute(self, caller: Caller, request: Request) -> Answer:
-        """Do one operation; NotLeader if this node does not lead."""
+        """Do one operation; NotLeader if this node does not lead, PermissionDenied if the caller's token does not allow it."""
+        try:
+            self._require_lead()
+            admit(self._gate, caller, permission_of(request), operation=type(request).__name__)
+            return await self._do(caller, request)
+        except CaserverError as exc:
+            if isinstance(request, SignLeaves):
+                self.refused[exc.kind] += len(request.csrs)
+            raise
+
+    async def _do(self, caller: Caller, request: Request) -> Answer:
         match request:
             case SignLeaves():
-                return await self._sign(caller, request)
+                return self._counted(await self._authority(caller, request))
             case ChangeConfiguration() | ReadIndex():
                 return await self._authority(caller, request)
             case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
@@ -75,14 +91,9 @@ class Operations:
             case TransferLeadership():
                 return await self._transfer(caller, request)
             case _:
-                assert_never(request)
+                return await self._tokens.execute(caller, request)
 
-    async def _sign(self, caller: Caller, request: SignLeaves) -> Answer:
-        try:
-            answer = await self._authority(caller, request)
-        except CaserverError as exc:
-            self.refused[exc.kind] += len(request.csrs)
-            raise
+    def _counted(self, answer: Answer) -> Answer:
         if isinstance(answer, LeavesSigned):
             for each in answer.results:
                 if isinstance(each, IssuedLeaf):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from caserver.config import sources
+from caserver.config.acl_settings import ACLSettings, read_acl
 from caserver.config.addresses import read_address
 from caserver.config.consul_keys import JOIN_KEYS
 from caserver.config.listeners import (
@@ -55,6 +56,12 @@ KEYS = Keys(
         "tls_cipher_suites",
         "tls_min_version",
         "tls_prefer_server_cipher_suites",
+        "acl.enabled",
+        "acl.default_policy",
+        "acl.down_policy",
+        "acl.tokens.initial_management",
+        "acl.tokens.master",
+        "acl.tokens.agent",
         "connect.enabled",
         "connect.ca_provider",
         "connect.file_dir",
@@ -106,6 +113,7 @@ class AgentConfig:
     peers: Mapping[str, Peer]  # by name, this node included; empty = a single node
     cluster_secrets: tuple[Secret, ...]  # first seals and issues; empty = a single node that keeps its own
     connect: ConnectSettings
+    acl: ACLSettings
     tls: TLSFiles | None
     raft_multiplier: int
     rpc_hold_timeout: float  # seconds
@@ -168,6 +176,7 @@ def _read(reading: Reading, judge_ca: JudgeCA | None, judge_tls: JudgeTLS | None
         peers=peers,
         cluster_secrets=read_secrets(reading, top, peers),
         connect=_connect(reading, top.mapping("connect"), judge_ca),
+        acl=read_acl(reading, top.mapping("acl")),
         tls=tls,
         raft_multiplier=multiplier,
         rpc_hold_timeout=hold_timeout,

@@ -1,7 +1,7 @@
 """Keys of Consul's agent configuration that a caserver node accepts without effect, so that a file can be kept.
 
-A key belongs here only if ignoring it harms nobody. What would protect something (``acl``, the request
-filters of ``http_config``) is refused instead: silence would leave a door open.
+A key belongs here only if ignoring it harms nobody. What would protect something (the request filters of
+``http_config``) is refused instead: silence would leave a door open.
 """
 
 from __future__ import annotations
@@ -28,6 +28,30 @@ IGNORED: dict[str, frozenset[str]] = {
         """.split()  # noqa: SIM905 - ninety quoted words hide the typing mistake that a plain list shows
     ),
     "addresses": frozenset({"dns", "grpc", "grpc_tls"}),
+    "acl": frozenset(
+        {
+            "enable_key_list_policy",
+            "enable_token_persistence",
+            "enable_token_replication",
+            "msp_disable_bootstrap",
+            "policy_ttl",
+            "role_ttl",
+            "token_ttl",
+        }
+    ),
+    # A request without a token stays without one: that denies too much rather than too little.
+    "acl.tokens": frozenset(
+        {
+            "agent_master",
+            "agent_recovery",
+            "config_file_registration",
+            "config_file_service_registration",
+            "default",
+            "dns",
+            "managed_service_provider",
+            "replication",
+        }
+    ),
     "connect": frozenset({"enable_mesh_gateway_wan_federation", "enable_serverless_plugin"}),
     "ports": frozenset(
         {
@@ -60,8 +84,3 @@ IGNORED: dict[str, frozenset[str]] = {
 
 # Ways to find other servers, all replaced by peer blocks: meaningless beside them, an error without them.
 JOIN_KEYS = ("retry_join", "start_join", "retry_join_wan", "start_join_wan", "bootstrap_expect")
-
-# Keys that promise protection which this agent does not give under that name: refused with the way out.
-REFUSED: dict[str, str] = {
-    "acl": "access control lists are not part of this version; remove the block and restrict who reaches the listener",
-}

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, assert_never
 
+from caserver.acl_requests import ACLRequest, PutPolicy, PutToken
 from caserver.authority.issuance import DROP_AFTER
 from caserver.authority.ports import Log
 from caserver.environment import Clock, Entropy, within
@@ -27,6 +28,7 @@ from caserver.errors import (
     NotLeader,
     Unavailable,
 )
+from caserver.fields import Secret
 from caserver.raft.ports import Leadership
 from caserver.requests import (
     AbortRestore,
@@ -52,6 +54,7 @@ _BACKOFF_MAX = 0.5
 _READ_DEADLINE = 5.0  # seconds for one try
 _TRANSFER_DEADLINE = 10.0
 _STEP_DEADLINE = 10.0  # for one command through the log
+_ACL_DEADLINE = 15.0  # a write that is decided again and again
 _CHANGE_DEADLINE = 120.0  # covers generating an RSA-4096 key and a slow backend
 
 _Route = tuple[str | None, bool, int]
@@ -95,13 +98,16 @@ class Leader:
         clock: Clock,
         entropy: Entropy,
         patience: Patience | None = None,
+        own_token: Secret | None = None,
     ) -> None:
+        """``own_token`` is what this node shows when it asks on its own behalf."""
         self._log = log
         self._execute = execute
         self._hop = hop
         self._clock = clock
         self._entropy = entropy
         self._patience = patience or Patience()
+        self._own_token = own_token
         self._held = 0
         self._held_bytes = 0
         self._rounds: dict[bool, asyncio.Task[Answer]] = {}  # reads that have not been sent yet
@@ -119,7 +125,7 @@ class Leader:
         """Ask for the index once for all reads that arrive while the question before is under way.
 
         A round that was sent already is joined by nobody: its answer may be older than the read. The question is the
-        node's own (its answer says nothing that a token would protect), so it carries no caller.
+        node's own (its answer says nothing that a token would protect), so it carries no caller but this node.
         """
         task = self._rounds.get(request.consistent)
         if task is None:
@@ -132,7 +138,8 @@ class Leader:
     async def _round(self, request: ReadIndex, until: float) -> Answer:
         async with self._round_locks[request.consistent]:
             del self._rounds[request.consistent]
-            return await self._held_execute(Caller(source=self._log.leadership.node), request, until)
+            own = Caller(token=self._own_token, source=self._log.leadership.node)
+            return await self._held_execute(own, request, until)
 
     async def _held_execute(self, caller: Caller, request: Request, until: float) -> Answer:
         try:
@@ -228,7 +235,7 @@ def _retrieve(task: asyncio.Task[Answer]) -> None:
 
 
 def _doubt(request: Request, error: Unavailable) -> CommitUnknown | None:
-    lasting = isinstance(request, (ChangeConfiguration, CommitRestore))
+    lasting = isinstance(request, ChangeConfiguration | CommitRestore | ACLRequest)
     return error if isinstance(error, CommitUnknown) and lasting else None
 
 
@@ -247,6 +254,8 @@ def _lost_the_comparison(request: Request, error: CaserverError) -> bool:
 
 
 def _deadline(request: Request) -> float:
+    if isinstance(request, ACLRequest):
+        return _ACL_DEADLINE
     match request:
         case ReadIndex() | ReadServers() | AdmitRestore():
             return _READ_DEADLINE
@@ -266,7 +275,7 @@ def _size(request: Request) -> int:
     match request:
         case SignLeaves(csrs=csrs):
             return sum(map(len, csrs))
-        case ChangeConfiguration(body=body):
+        case ChangeConfiguration(body=body) | PutToken(body=body) | PutPolicy(body=body):
             return len(body)
         case StageRestore(piece=piece):
             return len(piece)

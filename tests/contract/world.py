@@ -17,18 +17,22 @@ from caserver.authority.authority import Authority
 from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
 from caserver.backup import Backups
+from caserver.config.acl_settings import ACLSettings
 from caserver.config.agent_config import AgentConfig
 from caserver.environment import InlineWorkers
 from caserver.errors import CaserverError, ReloadFailed
 from caserver.forwarding.leader import Leader
 from caserver.internode.keyring import Keyring
 from caserver.leaf_cache import LeafCache
+from caserver.node_gate import NodeGate
 from caserver.providers.builtin import builtin_kind
 from caserver.requests import decode_request, encode_answer
 from caserver.state.configuration import parse_bootstrap
+from tests.testkit.access import OFF, Access, access
 from tests.testkit.fakes import FakeLog, FakeRaft, ManualClock, SeededEntropy, settle
 
 CLUSTER_ID = "838f036d-2872-2c69-9558-34f8baacf38a"
+KEYRING = Keyring([bytes(range(32))])
 START = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 KEYRING = Keyring([bytes(range(32))])
 PEERS = {"n1": ("127.0.0.1", 18611), "n2": ("127.0.0.1", 18621), "n3": ("127.0.0.1", 18631)}
@@ -91,6 +95,7 @@ class World:
     hop: LocalHop
     rafts: dict[str, FakeRaft]
     reloads: Reloads
+    accesses: dict[str, Access]
 
     async def fetch(
         self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"", *, advance: float = 0.0
@@ -141,6 +146,7 @@ async def running(
     leader: str = "n1",
     cluster_id: str = CLUSTER_ID,
     config: dict[str, object] | None = None,
+    acl: ACLSettings = OFF,
 ) -> AsyncIterator[World]:
     """A node called ``node`` in a cluster that ``leader`` leads, its CA initialized (if Connect is enabled)."""
     clock, entropy, hop = ManualClock(START), SeededEntropy(), LocalHop()
@@ -148,13 +154,18 @@ async def running(
     log = lead if lead.node == node else lead.elsewhere(node)
     tasks = []
     rafts: dict[str, FakeRaft] = {}
+    accesses: dict[str, Access] = {}
     for each in {lead, log}:
-        authority = _authority(each, clock, entropy, enabled=enabled, cluster_id=cluster_id, config=config)
+        own = accesses[each.node] = access(each, keyring=KEYRING, clock=clock, entropy=entropy, settings=acl)
+        authority = _authority(each, clock, entropy, own, enabled=enabled, cluster_id=cluster_id, config=config)
         raft = rafts[each.node] = FakeRaft(each, () if dev else tuple(PEERS))
-        hop.operations[each.node] = Operations(each, raft=raft, authority=authority.execute, clock=clock)
+        hop.operations[each.node] = Operations(
+            each, raft=raft, authority=authority.execute, gate=own.gate, tokens=own.tokens, clock=clock
+        )
         tasks.append(asyncio.ensure_future(authority.run()))
     leading = Leader(log, execute=hop.operations[node].execute, hop=hop, clock=clock, entropy=entropy)
-    cache = LeafCache(log, leading, clock=clock, entropy=entropy, datacenter="dc1", max_entries=1000)
+    gate = NodeGate(accesses[node].gate, log, leading, clock=clock, down_deny=acl.down_deny)
+    cache = LeafCache(log, leading, gate=gate, clock=clock, entropy=entropy, datacenter="dc1", max_entries=1000)
     tasks.append(asyncio.ensure_future(cache.run()))
     requests: Counter[tuple[str, str, int]] = Counter()
     telemetry = Telemetry(
@@ -167,11 +178,12 @@ async def running(
         blocked=lambda: 0,
     )
     tasks.append(asyncio.ensure_future(telemetry.run()))
-    reloads, settings = Reloads(), _settings(node, dev=dev, enabled=enabled)
+    reloads, settings = Reloads(), replace(_settings(node, dev=dev, enabled=enabled), acl=acl)
     view = NodeView(
         log=log,
         leader=leading,
         leaf_cache=cache,
+        gate=gate,
         clock=clock,
         entropy=entropy,
         datacenter="dc1",
@@ -199,7 +211,7 @@ async def running(
     server = ApiServer(view, [Listener("127.0.0.1", 0)])
     await server.start()
     await _initialized(log, clock, enabled=enabled)
-    world = World(log, clock, server, view, hop, rafts, reloads)
+    world = World(log, clock, server, view, hop, rafts, reloads, accesses)
     try:
         yield world
     finally:
@@ -234,6 +246,7 @@ def _authority(
     log: FakeLog,
     clock: ManualClock,
     entropy: SeededEntropy,
+    own: Access,
     *,
     enabled: bool,
     cluster_id: str,
@@ -249,4 +262,6 @@ def _authority(
         workers=workers,
         datacenter="dc1",
         bootstrap=replace(parse_bootstrap("consul", config or {}), cluster_id=cluster_id) if enabled else None,
+        gate=own.gate,
+        tokens=own.tokens,
     )

@@ -20,6 +20,7 @@ from caserver.errors import CaserverError, Corrupt
 from caserver.forwarding.leader import Leader
 from caserver.internode.keyring import Keyring
 from caserver.leaf_cache import LeafCache
+from caserver.node_gate import NodeGate
 from caserver.providers.builtin import builtin_kind
 from caserver.raft.data_dir import DataDir
 from caserver.raft.engine import Engine
@@ -47,6 +48,7 @@ from tests.sim.disk import Crash, Death, Platter, SimDisk
 from tests.sim.loop import Process, VirtualLoop
 from tests.sim.network import SimHop, SimNetwork, Wires
 from tests.sim.witness import Witness
+from tests.testkit.access import access
 from tests.testkit.fakes import SeededEntropy
 
 EPOCH = datetime(2026, 3, 1, 12, tzinfo=UTC)  # when every simulation begins
@@ -249,21 +251,31 @@ class Life:
     def _start_authority(self, entropy: SeededEntropy) -> None:
         setting, clock, workers = self.setting, self.node.clock, InlineWorkers()
         log = setting.parts.log_of_authority(self.log)
+        keyring = Keyring([SECRET])
+        own = access(log, keyring=keyring, clock=clock, entropy=entropy)
         self.authority = Authority(
             log,
             providers=Providers({"consul": builtin_kind(clock, entropy, workers)}),
-            keyring=Keyring([SECRET]),
+            keyring=keyring,
             clock=clock,
             entropy=entropy,
             workers=workers,
             datacenter=DATACENTER,
             bootstrap=parse_bootstrap(None, CA_CONFIG),
+            gate=own.gate,
+            tokens=own.tokens,
         )
         hop = SimHop(self.name, self.process, setting.wires)
         self.leader = SimLeader(log, execute=self.execute, hop=hop, clock=clock, entropy=entropy)
         self.leader.life = self
         self.leaf_cache = LeafCache(
-            log, self.leader, clock=clock, entropy=entropy, datacenter=DATACENTER, max_entries=100
+            log,
+            self.leader,
+            gate=NodeGate(own.gate, log, self.leader, clock=clock),
+            clock=clock,
+            entropy=entropy,
+            datacenter=DATACENTER,
+            max_entries=100,
         )
         for work in (self.authority.run, self.leaf_cache.run):
             setting.loop.create_task(work())

@@ -16,7 +16,9 @@ from typing import TypeVar
 from caserver.authority.authority import Authority
 from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
+from caserver.config.acl_settings import ACLSettings
 from caserver.environment import Clock, InlineWorkers, SystemClock, SystemEntropy
+from caserver.fields import Secret
 from caserver.forwarding.channel import Channel
 from caserver.forwarding.leader import Leader, Patience
 from caserver.internode.identity import NodeIdentity
@@ -29,6 +31,7 @@ from caserver.state.commands import Command, Result
 from caserver.state.configuration import CAConfiguration, parse_bootstrap
 from caserver.state.machine import CAStateMachine
 from caserver.state.model import CAState
+from tests.testkit.access import OFF, access
 from tests.testkit.cluster import HELD_FOR, LOOPBACK, free_ports, give_back
 
 Value = TypeVar("Value")
@@ -98,9 +101,9 @@ class Member:
     def state(self) -> CAState:
         return self.raft.state
 
-    async def execute(self, request: Request) -> Answer:
+    async def execute(self, request: Request, token: Secret | None = None) -> Answer:
         """As a client of this node: forwarded to whoever leads."""
-        return await self.leader.execute(Caller(), request)
+        return await self.leader.execute(Caller(token=token), request)
 
     async def until(self, select: Callable[[CAState, Leadership], Value], wanted: Callable[[Value], bool]) -> Value:
         """Wait until what ``select`` says of this node is as wanted."""
@@ -161,13 +164,13 @@ class Composition:
 
 
 @asynccontextmanager
-async def composed(names: Sequence[str] = ("n1", "n2", "n3")) -> AsyncIterator[Composition]:
+async def composed(names: Sequence[str] = ("n1", "n2", "n3"), *, acl: ACLSettings = OFF) -> AsyncIterator[Composition]:
     """Build, start and finally stop the nodes."""
     clock = SteppedClock()
     ports = free_ports(2 * len(names))
     servers = {name: (LOOPBACK, port) for name, port in zip(names, ports[0::2], strict=True)}
     forwards = {name: (LOOPBACK, port) for name, port in zip(names, ports[1::2], strict=True)}
-    members = [await _start(name, clock, servers, forwards) for name in names]
+    members = [await _start(name, clock, servers, forwards, acl) for name in names]
     try:
         yield Composition(clock, members)
     finally:
@@ -178,7 +181,11 @@ async def composed(names: Sequence[str] = ("n1", "n2", "n3")) -> AsyncIterator[C
 
 
 async def _start(
-    name: str, clock: SteppedClock, servers: dict[str, tuple[str, int]], forwards: dict[str, tuple[str, int]]
+    name: str,
+    clock: SteppedClock,
+    servers: dict[str, tuple[str, int]],
+    forwards: dict[str, tuple[str, int]],
+    acl: ACLSettings,
 ) -> Member:
     entropy = SystemEntropy()
     keyring = Keyring([SECRET])
@@ -189,6 +196,7 @@ async def _start(
         settings, CAStateMachine(), keyring=keyring, clock=log_clock, entropy=entropy, cluster_id=_cluster_id
     )
     await raft.start()
+    access_control = access(raft, keyring=keyring, clock=own, entropy=entropy, settings=acl)
     authority = Authority(
         raft,
         providers=Providers({"consul": builtin_kind(own, entropy, InlineWorkers())}),
@@ -198,8 +206,17 @@ async def _start(
         workers=InlineWorkers(),
         datacenter="dc1",
         bootstrap=default_bootstrap(),
+        gate=access_control.gate,
+        tokens=access_control.tokens,
     )
-    operations = Operations(raft, raft=raft, authority=authority.execute, clock=own)
+    operations = Operations(
+        raft,
+        raft=raft,
+        authority=authority.execute,
+        gate=access_control.gate,
+        tokens=access_control.tokens,
+        clock=own,
+    )
     channel = Channel(identity, name, peers=forwards, bind=forwards[name], serve=operations.execute)
     await channel.start()
     leader = Leader(

@@ -11,7 +11,8 @@ from typing import Any, cast
 from cryptography import x509
 from immutables import Map
 
-from caserver.errors import CaserverError
+from caserver.acl import Permission
+from caserver.errors import CaserverError, PermissionDenied
 from caserver.fields import Secret
 from caserver.leaf_cache import CachedLeaf, LeafCache
 from caserver.pki.spiffe import parse_service_uri
@@ -126,14 +127,29 @@ class Signer:
         return len(self.callers)
 
 
+class Doorkeeper:
+    """Refuses the tokens that it is told to, and remembers who asked for what."""
+
+    def __init__(self) -> None:
+        self.refused: set[str] = set()
+        self.asked: list[tuple[Caller, Permission]] = []
+
+    async def require(self, caller: Caller, permission: Permission, *, operation: str) -> None:
+        self.asked.append((caller, permission))
+        if caller.token is not None and caller.token.reveal() in self.refused:
+            raise PermissionDenied("Permission denied")
+
+
 class Rig:
     def __init__(self, *, max_entries: int = 100) -> None:
         self.clock = ManualClock()
         self.log = StateLog()
         self.signer = Signer(self.log, self.clock)
+        self.gate = Doorkeeper()
         self.cache = LeafCache(
             cast("Any", self.log),
             cast("Any", self.signer),
+            gate=cast("Any", self.gate),
             clock=self.clock,
             entropy=SeededEntropy(),
             datacenter="dc1",

@@ -22,6 +22,7 @@ from caserver.providers.builtin import builtin_kind
 from caserver.requests import Caller, ChangeConfiguration, ConfigurationChanged, IssuedLeaf, LeavesSigned, SignLeaves
 from caserver.state.configuration import CAConfiguration, parse_bootstrap
 from caserver.state.model import CAState
+from tests.testkit.access import access
 from tests.testkit.fakes import FakeLog, ManualClock, ProviderControl, SeededEntropy, controlled, settle
 from tests.testkit.keys import key_pem, private_key
 
@@ -101,6 +102,7 @@ def build_node(
     entropy = SeededEntropy(seed)
     control = ProviderControl(tripwire=log.tripwire)
     factory = controlled(builtin_kind(clock, entropy, InlineWorkers()), control)
+    own = access(log, keyring=keyring, clock=clock, entropy=entropy)
     authority = Authority(
         log,
         providers=Providers({"consul": factory}),
@@ -111,6 +113,8 @@ def build_node(
         datacenter=DATACENTER,
         bootstrap=(bootstrap or bootstrap_configuration()) if connect else None,
         hops_max=hops_max,
+        gate=own.gate,
+        tokens=own.tokens,
     )
     return Node(log=log, clock=clock, entropy=entropy, control=control, authority=authority)
 

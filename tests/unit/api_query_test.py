@@ -183,6 +183,7 @@ def view(log: SetLog, *, index: int = 5) -> NodeView:
         log=log,  # type: ignore[arg-type]
         leader=Asked(index),  # type: ignore[arg-type]
         leaf_cache=None,  # type: ignore[arg-type]
+        gate=None,  # type: ignore[arg-type]
         clock=ManualClock(),
         entropy=SeededEntropy(),
         datacenter="dc1",

@@ -24,10 +24,12 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 # Top to bottom; a package stands for itself ("" is its __init__). Imports go downwards, or stay within one package.
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output", "recover", "snapshot"}},
-    {"": {"daemon", "listeners", "own_secret", "reloading", "supervision"}},
+    {"": {"acl_reset", "daemon", "listeners", "own_secret", "reloading", "supervision"}},
     {
         "api": {
             "",
+            "acl",
+            "acl_reference",
             "agent",
             "connect_ca",
             "metrics",
@@ -44,7 +46,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "status",
         }
     },
-    {"": {"backup", "leaf_cache", "nodes_wire", "settings_wire"}},
+    {"": {"backup", "leaf_cache", "node_gate", "nodes_wire", "settings_wire"}},
     {"forwarding": {"", "channel", "leader"}},
     {
         "authority": {
@@ -52,6 +54,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "authority",
             "clock_guard",
             "custody",
+            "gate",
             "issuance",
             "maintenance",
             "operations",
@@ -64,6 +67,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "rotation",
             "serials",
             "tending",
+            "tokens",
         }
     },
     {
@@ -106,7 +110,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         },
         "client": {"", "client"},
     },
-    {"": {"acl", "archive", "wire", "requests"}},
+    {"": {"acl", "acl_requests", "acl_wire", "archive", "requests", "wire"}},
     {
         "state": {
             "",
@@ -138,6 +142,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "internode": {"", "identity", "keyring", "membership"},
         "config": {
             "",
+            "acl_settings",
             "addresses",
             "agent_config",
             "consul_keys",

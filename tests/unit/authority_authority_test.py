@@ -14,6 +14,7 @@ from caserver.providers.builtin import builtin_kind
 from caserver.requests import Caller, CARequest, ChangeConfiguration, ReadAt, ReadIndex, SignLeaves
 from caserver.state.commands import ActivateRoot, BeginChange, Bootstrap
 from caserver.state.configuration import parse_bootstrap
+from tests.testkit.access import access
 from tests.testkit.fakes import FakeLog, ManualClock, SeededEntropy, settle
 from tests.testkit.keys import key_pem
 from tests.testkit.nodes import (
@@ -190,6 +191,7 @@ async def test_a_log_that_stumbles_delays_the_first_root_only(trouble: str) -> N
 async def test_a_cluster_secret_that_does_not_open_the_key_is_shown() -> None:
     async with leading_node() as first:
         log, clock, entropy = first.log.elsewhere("n2"), first.clock, SeededEntropy(3)
+        own = access(log, keyring=Keyring([b"?" * 32]), clock=clock, entropy=entropy)
         stranger = Authority(
             log,
             providers=Providers({"consul": builtin_kind(clock, entropy, InlineWorkers())}),
@@ -199,6 +201,8 @@ async def test_a_cluster_secret_that_does_not_open_the_key_is_shown() -> None:
             workers=InlineWorkers(),
             datacenter=DATACENTER,
             bootstrap=bootstrap_configuration(),
+            gate=own.gate,
+            tokens=own.tokens,
         )
         task = asyncio.ensure_future(stranger.run())
         log.become_leader()
@@ -228,6 +232,7 @@ async def test_an_expired_root_is_shown() -> None:
 
 async def test_an_unknown_provider_in_the_state_is_refused_by_name() -> None:
     clock, log, entropy = ManualClock(), FakeLog(), SeededEntropy()
+    own = access(log, keyring=Keyring([b"k" * 32]), clock=clock, entropy=entropy)
     bare = Authority(
         log,
         providers=Providers({}),
@@ -237,6 +242,8 @@ async def test_an_unknown_provider_in_the_state_is_refused_by_name() -> None:
         workers=InlineWorkers(),
         datacenter=DATACENTER,
         bootstrap=bootstrap_configuration(),
+        gate=own.gate,
+        tokens=own.tokens,
     )
     task = asyncio.ensure_future(bare.run())
     await settle()

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from caserver.authority.operations import Operations, servers
+from caserver.config.acl_settings import ACLSettings
 from caserver.errors import InvalidRequest, NotLeader, RateLimited, Unavailable
+from caserver.internode.keyring import Keyring
 from caserver.raft.ports import Leadership
 from caserver.raft.status import PeerStatus, RaftStatus
 from caserver.requests import (
@@ -21,20 +23,24 @@ from caserver.requests import (
     SignLeaves,
     TransferLeadership,
 )
-from tests.testkit.fakes import FakeLog, FakeRaft, ManualClock
+from tests.testkit.access import OFF, access
+from tests.testkit.fakes import FakeLog, FakeRaft, ManualClock, SeededEntropy
 
 LEAF = IssuedLeaf(1, "", "web", "spiffe://x/web", 0, 1, "r", "s", 5)
 WELL = PeerStatus(connected=True, voter=True, last_contact=0.1, steady_for=5.0, last_index=1000, last_term=3)
 
 
-def operations(log: FakeLog, answer: CAAnswer | Exception | None = None) -> tuple[Operations, FakeRaft]:
+def operations(
+    log: FakeLog, answer: CAAnswer | Exception | None = None, *, acl: ACLSettings = OFF
+) -> tuple[Operations, FakeRaft]:
     async def authority(caller: Caller, request: CARequest) -> CAAnswer:
         if isinstance(answer, Exception):
             raise answer
         return answer or ReadAt(1)
 
     raft = FakeRaft(log, ("n1", "n2", "n3"))
-    return Operations(log, raft=raft, authority=authority, clock=ManualClock()), raft
+    own = access(log, keyring=Keyring([bytes(32)]), clock=ManualClock(), entropy=SeededEntropy(), settings=acl)
+    return Operations(log, raft=raft, authority=authority, gate=own.gate, tokens=own.tokens, clock=ManualClock()), raft
 
 
 async def test_what_is_signed_and_refused_is_counted() -> None:

@@ -329,14 +329,6 @@ def test_a_node_that_is_not_among_the_peers_is_refused(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("key", ["acl"])
-def test_what_would_protect_something_is_refused_not_ignored(tmp_path: Path, key: str) -> None:
-    found = faults({**SINGLE, key: {"enabled": True}}, at=tmp_path)
-
-    assert len(found) == 1
-    assert found[0].startswith(f"0.json: {key}: not supported; ")
-
-
 def test_no_fault_shows_a_secret(tmp_path: Path) -> None:
     key = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"
     ca_config = {"private_key": [key], "PrivateKey": key, "leaf_cert_ttl": "x"}
@@ -446,10 +438,13 @@ def test_both_spellings_seed_the_same_ca(tmp_path: Path, spelling: str, text: st
 
 @pytest.mark.parametrize("key", KEYS.scalars)
 def test_every_known_key_is_read(tmp_path: Path, key: str) -> None:
-    table, _, name = key.rpartition(".")
-    value: object = {"odd": "shape"}
+    *tables, name = key.split(".")
+    value: object = {name: {"odd": "shape"}}
+    for table in reversed(tables):
+        value = {table: value}
+    assert isinstance(value, dict)
 
-    found = faults({**SINGLE, **({table: {name: value}} if table else {name: value})}, at=tmp_path)
+    found = faults({**SINGLE, **value}, at=tmp_path)
 
     assert not [line for line in found if "unknown key" in line]
     assert [line for line in found if f" {key}: expected " in line or f"{key}: missing" in line]

@@ -1,0 +1,68 @@
+"""The gate of what this node answers itself: from its own copy of tokens and policies, as fresh as a refusal needs.
+
+A follower's copy may lag behind the leader's by moments: a token that was made through another node is not refused before
+the copy has caught up. While no leader is known the copy is trusted, or everything that needs a permission is refused: as
+``acl.down_policy`` says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from caserver.acl import Permission
+from caserver.authority.gate import DENIED, Gate, recorded
+from caserver.authority.ports import Log
+from caserver.environment import Clock, within
+from caserver.errors import CaserverError, PermissionDenied
+from caserver.forwarding.leader import Leader
+from caserver.raft.ports import Leadership
+from caserver.requests import Caller, ReadAt, ReadIndex
+from caserver.state.acl import Token
+from caserver.state.model import CAState, Index
+
+CATCH_UP = 2.0  # seconds that a refused caller waits for this node's copy to become as fresh as the leader's
+
+
+def applied(state: CAState, _leadership: Leadership) -> Index:
+    """Selector: how far this node has applied."""
+    return state.index
+
+
+class NodeGate:
+    """Asks the gate about what the leader is not asked about."""
+
+    def __init__(self, gate: Gate, log: Log, leader: Leader, *, clock: Clock, down_deny: bool = False) -> None:
+        self._gate = gate
+        self._log = log
+        self._leader = leader
+        self._clock = clock
+        self._down_deny = down_deny
+
+    async def require(self, caller: Caller, permission: Permission | None, *, operation: str) -> None:
+        """PermissionDenied, written down, unless the caller may."""
+        refusal = await self.refusal(caller, permission)
+        if refusal is not None:
+            raise recorded(self._gate, refusal, caller, permission, operation=operation)
+
+    async def refusal(self, caller: Caller, permission: Permission | None) -> PermissionDenied | None:
+        """Why the caller may not, None if it may; for what is only left out of an answer."""
+        leadership = self._log.leadership
+        if permission is not None and self._down_deny and leadership.leader is None:
+            return PermissionDenied(DENIED)
+        refusal = self._gate.refusal(caller, permission)
+        if refusal is None or caller.token is None or leadership.is_leader or leadership.leader is None:
+            return refusal
+        with contextlib.suppress(TimeoutError, CaserverError):
+            await within(self._clock, CATCH_UP, self._catch_up())
+        return self._gate.refusal(caller, permission)
+
+    def token(self, caller: Caller) -> Token | None:
+        """The caller's token as this node knows it; None for none, for one that is not known and for one that has expired."""
+        return self._gate.token(caller)
+
+    async def _catch_up(self) -> None:
+        answer = await self._leader.execute(Caller(), ReadIndex())
+        index = answer.index if isinstance(answer, ReadAt) else 0
+        seen = self._log.state.index
+        while seen < index:
+            seen = await self._log.changed(applied, seen)
