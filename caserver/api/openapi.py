@@ -20,7 +20,7 @@ _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "parameter": {"type": "apiKey", "in": "query", "name": "token", "description": "Deprecated: it ends up in logs."},
 }
-_OPERATIONS = {**OPERATIONS, **ACL_OPERATIONS}
+REFERENCE = {**OPERATIONS, **ACL_OPERATIONS}  # what every route takes and answers
 _METADATA = {
     "X-Consul-Index": {
         "description": "Index of what was answered, for a blocking query.",
@@ -70,7 +70,7 @@ def document(routes: Iterable[Documented]) -> dict[str, object]:
     """The OpenAPI document."""
     paths: dict[str, object] = {}
     for route in routes:
-        operations = {method: _OPERATIONS[route.path, method] for method in route.handlers}
+        operations = {method: REFERENCE[route.path, method] for method in route.handlers}
         variable = next(iter(operations.values())).variable
         path = route.path if variable is None else f"{route.path}{{{variable.name}}}"
         paths[path] = {
