@@ -1,17 +1,19 @@
 """Which trust bundles are in use, and whether every leaf that is alive verifies under each of them.
 
-A client may hold any list of roots that was ever in force, as long as the root that was active then is still listed: until
-that is pruned, everything that is signed later must reach it. And no list may come into force that leaves a living leaf out.
+A client may hold any list of roots that was ever in force, as long as the root that was active then is still listed, and
+no more rotations ago than a chain has room for (the product warns of the others): until then everything that is signed
+later must reach it. And no list may come into force that leaves a living leaf out.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from caserver.pki.chain import verify_chain
+from caserver.pki.chain import HOPS_MAX, verify_chain
 from caserver.requests import IssuedLeaf
 from caserver.state.model import CAState
 
@@ -33,6 +35,7 @@ class Bundles:
         self._bundles: dict[tuple[str, ...], _Bundle] = {}
         self._leaves: list[IssuedLeaf] = []
         self._roots_index = 0
+        self._activated: deque[str] = deque(maxlen=HOPS_MAX + 1)  # the roots that were active last, in order
         self._seen: set[int] = set()  # serials of leaves whose signature was checked
         self._ways: set[tuple[str, tuple[str, ...], _Bundle]] = set()  # from an issuer to a root
 
@@ -46,7 +49,10 @@ class Bundles:
         for leaf in self._leaves:
             if leaf.root_id not in self._listed and leaf.not_after >= at:
                 self._fail(f"the root of a leaf of {leaf.service} was pruned before the leaf expired")
-        self._bundles = {key: each for key, each in self._bundles.items() if each.active in self._listed}
+        if not self._activated or self._activated[-1] != active.id:
+            self._activated.append(active.id)
+        within_reach = {each for each in self._listed if each in self._activated}
+        self._bundles = {key: each for key, each in self._bundles.items() if each.active in within_reach}
         key = (active.id, *self._listed)
         if key in self._bundles:
             return

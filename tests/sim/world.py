@@ -213,7 +213,8 @@ class World:
             await self._serves(life.name)
         if self.faults.slept:
             await self._until(self._is_tidy, seconds=REST_SECONDS, what="what is due is done")
-        await self._until(self._is_one, seconds=30.0, what="all nodes have the same state")
+        # What a doubtful clock held up is tried again after a minute at most.
+        await self._until(self._is_one, seconds=REST_SECONDS, what="all nodes have the same state")
         self.clients.judge()
         if not self.witness.state_at_most(self.witness.acknowledged_index):
             self.witness.fail(f"index {self.witness.acknowledged_index} was acknowledged and never reached")
