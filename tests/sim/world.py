@@ -180,7 +180,7 @@ class World:
 
     async def _press(self) -> None:
         """Ask hard while the cluster finds out what broke: elections take half a second."""
-        for _ in range(self.chance.choice((0, 0, 0, 30))):
+        for _ in range(self.chance.choice((0, 0, 30))):
             if self.faults.lives:
                 self.clients.act(self._asked())
             await asyncio.sleep(self.chance.expovariate(1 / PRESSING_MEAN))
