@@ -51,10 +51,10 @@ class _Verified:
     key_ids: tuple[str, ...]
     text: str = field(repr=False)
 
-    def pieces(self) -> Iterator[str]:
-        """The encoded state, in what one command carries."""
-        for start in range(0, len(self.text), PIECE):
-            yield self.text[start : start + PIECE]
+    def pieces(self, size: int) -> Iterator[str]:
+        """The encoded state in pieces of so many characters."""
+        for start in range(0, len(self.text), size):
+            yield self.text[start : start + size]
 
 
 class Backups:
@@ -71,8 +71,12 @@ class Backups:
         workers: Workers,
         servers: Mapping[str, str],
         scratch: Path | None,
+        piece: int = PIECE,
     ) -> None:
-        """``servers`` maps names to Raft addresses (host:port); ``scratch`` is where an upload waits to be verified."""
+        """``servers`` maps names to Raft addresses (host:port); ``scratch`` is where an upload waits to be verified.
+
+        ``piece`` is how many characters of a state go into one command.
+        """
         self._log = log
         self._leader = leader
         self._keyring = keyring
@@ -81,6 +85,7 @@ class Backups:
         self._workers = workers
         self._servers = tuple(Server(name, address) for name, address in sorted(servers.items()))
         self._scratch = scratch
+        self._piece = piece
         self._making = asyncio.Lock()
 
     async def save(self, state: CAState) -> list[bytes]:
@@ -123,7 +128,7 @@ class Backups:
 
     async def _bring_in(self, caller: Caller, verified: _Verified) -> int:
         digest, count = NOTHING_YET, 0
-        for piece in verified.pieces():
+        for piece in verified.pieces(self._piece):
             await self._step(caller, StageRestore(number=count, piece=piece, key_ids=verified.key_ids))
             digest, count = next_digest(digest, piece), count + 1
         return (await self._step(caller, CommitRestore(pieces=count, digest=digest))).index
