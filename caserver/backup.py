@@ -138,7 +138,10 @@ class Backups:
         try:
             progress = await self._step(caller, AbortRestore())
         except CaserverError:
-            return None  # whoever leads next gives it up; what ``error`` says stands
+            # Whoever leads next gives it up, and what ``error`` says stands; unless this node knows better: the caller's token
+            # may have been replaced along with the rest.
+            record = self._log.state.requests.get(caller.request_id)
+            return None if record is None else record.index
         if progress.done:
             return progress.index
         if isinstance(error, CommitUnknown):

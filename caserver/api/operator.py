@@ -6,6 +6,7 @@ from caserver import wire
 from caserver.api import status
 from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state, known_leader
 from caserver.authority.operations import TRAILING_MAX, servers
+from caserver.errors import InvalidRequest
 from caserver.requests import ReadServers, ServersRead, TransferLeadership
 from caserver.state.key_change import keyring_status
 
@@ -73,6 +74,24 @@ async def transfer_leader(node: NodeView, call: Call) -> Reply:
     )
     await node.leader.execute(call.caller(node), request)
     return _json(node, call, wire.encode_transfer())
+
+
+async def remove_peer(node: NodeView, call: Call) -> Reply:
+    """Refuse to forget a server, and say how the list of servers changes."""
+    check_datacenter(node, call.options)
+    flags = call.options.flags
+    wanted = [(kind, flags[kind]) for kind in ("id", "address") if flags.get(kind)]
+    if len(wanted) != 1:
+        raise InvalidRequest("Must specify either ?id with the server's ID or ?address with IP:port of peer to remove")
+    kind, value = wanted[0]
+    known = node.peers if kind == "id" else _addresses(node).values()
+    if value not in known:
+        raise InvalidRequest(f'{kind} "{value[:128]}" was not found in the Raft configuration')
+    raise InvalidRequest(
+        "the servers of a cluster are those of the peer blocks of their files and do not change while it runs\n"
+        "a server that died is replaced under its own name: start the replacement with -rejoin\n"
+        "to do with fewer servers, stop all, `caserver operator recover export`, and `import` with the shorter list"
+    )
 
 
 async def get_autopilot_health(node: NodeView, call: Call) -> Reply:

@@ -135,6 +135,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("/v1/operator/raft/configuration", "GET"): Operation(_json("RaftConfiguration"), _READ),
     ("/v1/operator/raft/transfer-leader", "PUT"): _TRANSFER,
     ("/v1/operator/raft/transfer-leader", "POST"): _TRANSFER,
+    ("/v1/operator/raft/peer", "DELETE"): Operation(
+        parameters=(
+            DATACENTER,
+            Parameter("id", "query", "Id of the server."),
+            Parameter("address", "query", "Raft address of the server."),
+        )
+    ),
     ("/v1/operator/keyring", "GET"): Operation(_json("Keyring"), _READ),
     ("/v1/snapshot", "GET"): Operation({GZIP_TYPE: FILE}, (DATACENTER, *_CONSISTENCY), headers=_METADATA),
     ("/v1/snapshot", "PUT"): Operation(

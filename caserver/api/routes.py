@@ -98,6 +98,12 @@ ROUTES: tuple[Route, ...] = (
         OPERATOR_READ,
     ),
     Route(
+        "/v1/operator/raft/peer",
+        {"DELETE": operator.remove_peer},
+        "Refused: the list of servers changes only while all are stopped",
+        None,  # whoever asks is told the same
+    ),
+    Route(
         "/v1/operator/keyring",
         {"GET": operator.get_keyring},
         "Cluster secrets by key id: who holds which, which may go",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from caserver.cli.flags import HTTP_GROUP, Command, Flag, Parsed, client, query
-from caserver.cli.output import chosen_format, failed, format_flag, say, tabbed, table
+from caserver.cli.output import chosen_format, complain, failed, format_flag, say, tabbed, table
 from caserver.client import ClientError
 
 _FORMATS = ("table", "json")
@@ -86,7 +87,78 @@ def _transfer_leader(parsed: Parsed, environ: Mapping[str, str]) -> int:
     return 0
 
 
+def _autopilot(parsed: Parsed, environ: Mapping[str, str]) -> int:
+    layout = chosen_format(parsed.values.get("format"), *_FORMATS)
+    try:
+        document = client(parsed, environ).autopilot_configuration(**query(parsed)).json()
+    except ClientError as exc:
+        return failed("Error querying Autopilot configuration", exc)
+    if layout == "json":
+        say(tabbed(document))
+        return 0
+    for name, default in _AUTOPILOT.items():
+        value = document.get(name, default)
+        say(f"{name} = {json.dumps(value) if name in _QUOTED or isinstance(value, bool) else value}")
+    return 0
+
+
+# What Consul shows, in its order.
+_AUTOPILOT: Mapping[str, object] = {
+    "CleanupDeadServers": False,
+    "LastContactThreshold": "",
+    "MaxTrailingLogs": 0,
+    "MinQuorum": 0,
+    "ServerStabilizationTime": "",
+    "RedundancyZoneTag": "",
+    "DisableUpgradeMigration": False,
+    "UpgradeVersionTag": "",
+}
+_QUOTED = ("RedundancyZoneTag", "UpgradeVersionTag")
+
+
+def _remove_peer(parsed: Parsed, environ: Mapping[str, str]) -> int:
+    address, server = parsed.values.get("address"), parsed.values.get("id")
+    if not (address or server):
+        complain("Error removing peer: an address or id is required for the peer to remove")
+        return 1
+    if address and server:
+        complain("Error removing peer: cannot give both an address and id")
+        return 1
+    try:
+        client(parsed, environ).remove_peer(**({"address": address} if address else {"id": server or ""}))
+    except ClientError as exc:
+        return failed("Error removing peer", exc)
+    say(f'Removed peer with {"address" if address else "id"} "{address or server}"')
+    return 0
+
+
 COMMANDS = {
+    "operator autopilot get-config": Command(
+        words="operator autopilot get-config",
+        usage="[options]",
+        description="Displays what the health of servers is judged by; it follows from their configuration files.",
+        example="caserver operator autopilot get-config",
+        flags=(HTTP_GROUP, ("Command Options", (format_flag(*_FORMATS),))),
+        run=_autopilot,
+    ),
+    "operator raft remove-peer": Command(
+        words="operator raft remove-peer",
+        usage="[options]",
+        description="Asks the cluster to forget a server. It refuses, and says what to do instead: the list of servers is what "
+        "the peer blocks of their files say, and changes only while all are stopped.",
+        example="caserver operator raft remove-peer -id=ca3",
+        flags=(
+            HTTP_GROUP,
+            (
+                "Command Options",
+                (
+                    Flag("address", "Raft address of the server.", placeholder="address"),
+                    Flag("id", "Id of the server; list-peers shows the ids."),
+                ),
+            ),
+        ),
+        run=_remove_peer,
+    ),
     "operator raft list-peers": Command(
         words="operator raft list-peers",
         usage="[options]",

@@ -159,6 +159,18 @@ class Client:
         """Have the agent read its settings and TLS files again."""
         return self.call("PUT", "/v1/agent/reload", query={})
 
+    def remove_peer(self, **query: str) -> Answer:
+        """Ask for a server, by ``address`` or ``id``, to be forgotten."""
+        return self.call("DELETE", "/v1/operator/raft/peer", query=query)
+
+    def members(self, **query: str) -> Answer:
+        """The servers, and which of them are alive."""
+        return self.call("GET", "/v1/agent/members", query=query)
+
+    def self(self) -> Answer:
+        """What the agent says of itself."""
+        return self.call("GET", "/v1/agent/self", query={})
+
     def autopilot_configuration(self, **query: str) -> Answer:
         """What the health of servers is judged by."""
         return self.call("GET", "/v1/operator/autopilot/configuration", query=query)

@@ -64,6 +64,7 @@ LINES: dict[tuple[str, str], Line] = {
     ("GET", "/v1/status/ready"): Line(""),
     ("GET", "/v1/operator/raft/configuration"): Line("operator:read"),
     ("GET", "/v1/operator/keyring"): Line("operator:read"),
+    ("DELETE", "/v1/operator/raft/peer"): Line(""),
     ("PUT", "/v1/operator/raft/transfer-leader"): Line("operator:write"),
     ("POST", "/v1/operator/raft/transfer-leader"): Line("operator:write"),
     ("GET", "/v1/operator/autopilot/health"): Line("operator:read"),

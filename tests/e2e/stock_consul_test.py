@@ -55,6 +55,13 @@ def written(tmp_path: Path, text: str) -> str:
         ("connect", "ca", "get-config", "-datacenter=nope"),
         ("operator", "raft", "list-peers"),
         ("operator", "raft", "list-peers", "-stale"),
+        ("operator", "raft", "remove-peer", "-id=n1"),
+        ("operator", "raft", "remove-peer", "-address=1.2.3.4:5"),
+        ("operator", "autopilot", "get-config"),
+        ("members",),
+        ("members", "-detailed", "-wan"),
+        ("members", "-status=failed"),
+        ("reload",),
     ],
     ids=" ".join,
 )
@@ -65,6 +72,14 @@ def test_reading_commands_say_the_same(tmp_path: Path, node: Node, words: tuple[
 
     assert (found.returncode, found.stdout) == (expected.returncode, expected.stdout), found.stderr
     assert found.stderr.startswith(expected.stderr.rstrip("\n"))
+
+
+def test_info_says_the_same_but_for_what_moves(tmp_path: Path, node: Node) -> None:
+    expected, found = theirs(tmp_path, "info", at(node)).stdout, ours("info", at(node)).stdout
+    names = [line.partition("=")[0] for line in expected.rstrip("\n").splitlines()]
+
+    assert [line.partition("=")[0] for line in found.splitlines()] == names
+    assert found.splitlines()[:4] == expected.splitlines()[:4]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +167,7 @@ def test_a_damaged_file_is_noticed_by_both(tmp_path: Path, node: Node) -> None:
         ("snapshot", "restore"),
         ("snapshot", "restore", "nope.tgz"),
         ("snapshot", "inspect", "nope.tgz"),
+        ("operator", "raft", "remove-peer"),
         ("connect", "ca", "set-config"),
         ("connect", "ca", "set-config", "-config-file=nope.json"),
         ("connect", "ca", "get-config", "-http-addr=127.0.0.1:1"),

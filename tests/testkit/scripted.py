@@ -50,7 +50,7 @@ def scripted_server() -> Iterator[Scripted]:
             self.end_headers()
             self.wfile.write(answer)
 
-        do_GET = do_PUT = _answer  # noqa: N815 - http.server looks for these names
+        do_GET = do_PUT = do_DELETE = _answer  # noqa: N815 - http.server looks for these names
 
         def date_time_string(self, timestamp: float | None = None) -> str:
             return "Mon, 23 Nov 2026 12:00:00 GMT"

@@ -165,3 +165,22 @@ async def test_json_shows_the_last_whole_interval_and_prometheus_totals() -> Non
 async def test_an_unknown_format_of_metrics_is_refused() -> None:
     async with running() as world:
         assert (await world.fetch("GET", f"{METRICS}?format=xml")).status == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("?id=n2", "the servers of a cluster are those of the peer blocks"),
+        ("?address=127.0.0.1:18621", "replaced under its own name: start the replacement with -rejoin"),
+        ("?id=n9", 'id "n9" was not found in the Raft configuration'),
+        ("?address=1.2.3.4:5", 'address "1.2.3.4:5" was not found in the Raft configuration'),
+        ("", "Must specify either ?id with the server's ID or ?address with IP:port of peer to remove"),
+        ("?id=n1&address=x", "Must specify either"),
+        ("?id=n1&dc=nope", "No path to datacenter"),
+    ],
+)
+async def test_a_server_is_not_removed_while_the_cluster_runs(query: str, said: str) -> None:
+    async with running(dev=False) as world:
+        answered = await world.fetch("DELETE", f"/v1/operator/raft/peer{query}")
+
+    assert (answered.status, said in answered.text) == (400, True), answered.text

@@ -23,7 +23,10 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 
 # Top to bottom; a package stands for itself ("" is its __init__). Imports go downwards, or stay within one package.
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
-    {"": {"__main__"}, "cli": {"", "agent", "connect_ca", "flags", "operator", "output", "recover", "snapshot"}},
+    {
+        "": {"__main__"},
+        "cli": {"", "agent", "completion", "connect_ca", "flags", "nodes", "operator", "output", "recover", "snapshot"},
+    },
     {"": {"acl_reset", "daemon", "listeners", "own_secret", "reloading", "supervision"}},
     {
         "api": {

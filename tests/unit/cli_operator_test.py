@@ -114,3 +114,53 @@ def test_transfer_leader_reports_why_not(capsys: pytest.CaptureFixture[str]) -> 
 
     assert code == 1
     assert "Error transferring leadership: Unexpected response code: 503 (leadership was not" in capsys.readouterr().err
+
+
+AUTOPILOT = {
+    "CleanupDeadServers": False,
+    "LastContactThreshold": "600ms",
+    "MaxTrailingLogs": 250,
+    "MinQuorum": 0,
+    "ServerStabilizationTime": "0s",
+    "RedundancyZoneTag": "",
+    "DisableUpgradeMigration": True,
+    "UpgradeVersionTag": "",
+    "CreateIndex": 1,
+}
+
+
+def test_autopilot_configuration_is_shown_as_consul_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server() as server:
+        server.answers(json.dumps(AUTOPILOT))
+        code = main(["operator", "autopilot", "get-config", f"-http-addr={server.address}"], {})
+
+    assert (code, capsys.readouterr().out) == (
+        0,
+        (
+            "CleanupDeadServers = false\nLastContactThreshold = 600ms\nMaxTrailingLogs = 250\nMinQuorum = 0\n"
+            'ServerStabilizationTime = 0s\nRedundancyZoneTag = ""\nDisableUpgradeMigration = true\nUpgradeVersionTag = ""\n'
+        ),
+    )
+
+
+@pytest.mark.parametrize(("flag", "target"), [("-id=n1", "id=n1"), ("-address=1.2.3.4:5", "address=1.2.3.4%3A5")])
+def test_remove_peer_tells_what_the_cluster_says(flag: str, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server() as server:
+        server.answers("no\nbut do this", 400)
+        code = main(["operator", "raft", "remove-peer", flag, f"-http-addr={server.address}"], {})
+
+    assert code == 1
+    assert capsys.readouterr().err == "Error removing peer: Unexpected response code: 400 (no\nbut do this)\n"
+    assert (server.asked[0].method, server.asked[0].target) == ("DELETE", f"/v1/operator/raft/peer?{target}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Error removing peer: an address or id is required for the peer to remove\n"),
+        (["-id=n1", "-address=x"], "Error removing peer: cannot give both an address and id\n"),
+    ],
+)
+def test_remove_peer_names_one_server(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["operator", "raft", "remove-peer", *words], {}) == 1
+    assert capsys.readouterr().err == said
