@@ -20,6 +20,18 @@ EXIT_INTERRUPTED = 130
 
 # Words of the verb -> (module of this package, what it does). Modules load when their verb is used.
 VERBS: Mapping[str, tuple[str, str]] = {
+    "acl bootstrap": ("acl", "Make the first management token"),
+    "acl policy create": ("acl", "Make a policy"),
+    "acl policy delete": ("acl", "Forget a policy"),
+    "acl policy list": ("acl", "List the policies"),
+    "acl policy read": ("acl", "Display a policy"),
+    "acl policy update": ("acl", "Change a policy"),
+    "acl token clone": ("acl", "Make a token that stands for what another one does"),
+    "acl token create": ("acl", "Make a token"),
+    "acl token delete": ("acl", "Forget a token"),
+    "acl token list": ("acl", "List the tokens"),
+    "acl token read": ("acl", "Display a token"),
+    "acl token update": ("acl", "Change what a token stands for"),
     "agent": ("agent", "Run a node of the certificate authority"),
     "completion": ("completion", "Print the completion script of a shell"),
     "connect ca get-config": ("connect_ca", "Display the current Connect Certificate Authority (CA) configuration"),
@@ -46,6 +58,9 @@ VERBS: Mapping[str, tuple[str, str]] = {
 }
 GROUPS: Mapping[str, str] = {
     "": "A replicated certificate authority for service meshes.",
+    "acl": "This command has subcommands for tokens and policies.",
+    "acl policy": "This command has subcommands for policies: what tokens grant.",
+    "acl token": "This command has subcommands for tokens: what callers show.",
     "connect": "This command has subcommands for interacting with Connect.",
     "connect ca": "This command has subcommands for interacting with the Certificate Authority (CA) of Connect.",
     "operator": "This command has subcommands for operators of the cluster.",
@@ -57,6 +72,9 @@ GROUPS: Mapping[str, str] = {
 }
 _EXAMPLES: Mapping[str, str] = {
     "": "caserver agent -dev",
+    "acl": "caserver acl bootstrap",
+    "acl policy": "caserver acl policy list",
+    "acl token": "caserver acl token create -description=web -service-identity=web",
     "connect": "caserver connect ca roots",
     "connect ca": "caserver connect ca set-config -config-file=ca.json",
     "operator": "caserver operator raft list-peers",

@@ -32,8 +32,17 @@ class Scripted:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    first: list[str] = field(default_factory=list)  # bodies of the answers before that one, with 200
+
     def answers(self, body: str, status: int = 200) -> None:
         self.body, self.status = body, status
+
+    def answers_in_turn(self, *bodies: str) -> None:
+        """Answer one request with each of ``bodies``, and what comes then as before."""
+        self.first.extend(bodies)
+
+    def next_answer(self) -> tuple[str, int]:
+        return (self.first.pop(0), 200) if self.first else (self.body, self.status)
 
 
 @contextmanager
@@ -44,8 +53,9 @@ def scripted_server() -> Iterator[Scripted]:
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
             script.asked.append(Asked(self.command, self.path, dict(self.headers), body))
-            answer = script.body.encode()
-            self.send_response(script.status)
+            body, status = script.next_answer()
+            answer = body.encode()
+            self.send_response(status)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)

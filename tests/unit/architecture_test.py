@@ -25,7 +25,19 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base
 LAYERS: tuple[Mapping[str, set[str]], ...] = (
     {
         "": {"__main__"},
-        "cli": {"", "agent", "completion", "connect_ca", "flags", "nodes", "operator", "output", "recover", "snapshot"},
+        "cli": {
+            "",
+            "acl",
+            "agent",
+            "completion",
+            "connect_ca",
+            "flags",
+            "nodes",
+            "operator",
+            "output",
+            "recover",
+            "snapshot",
+        },
     },
     {"": {"acl_reset", "daemon", "listeners", "own_secret", "reloading", "supervision"}},
     {
