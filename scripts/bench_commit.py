@@ -1,7 +1,10 @@
 """Measure the replicated log alone: how long a durable commit takes, and how many there are a second with 64 under way.
 
-Three processes on loopback with real disks and TLS; the leader proposes commands of a leaf's size. Beside it stands what a
-commit cannot do without: one fdatasync and one round trip over mutual TLS 1.3.
+Three processes on loopback with real disks and TLS; the leader proposes commands of a leaf's size, from the loop of its own
+that a server would use, and each is acknowledged when a majority has flushed it. Beside it stands what a commit cannot do
+without: one fdatasync, one round trip over mutual TLS 1.3 between two processes, and both together in three processes that
+do nothing else (``bench_floor``), measured before and after, for the three share the disk and the processors. The processor time is that of
+the three nodes for one commit, with the callers that run in the leader's process.
 """
 
 from __future__ import annotations
@@ -14,26 +17,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from caserver.environment import SystemClock, SystemEntropy
-from caserver.internode.identity import NodeIdentity
-from caserver.internode.keyring import Keyring
 from caserver.raft.ports import Committed, Leadership
 from caserver.raft.streams import Address
 from caserver.raft.thread import RaftSettings, RaftThread
+from scripts.bench_floor import COMMAND, KEYRING, NAMES, ROUNDS, floor
 from tests.testkit.cluster import LOOPBACK, agent_command, free_ports
 
-NAMES = ("a", "b", "c")
-KEYRING = Keyring([b"\x07" * 32])
-COMMAND = b"x" * 200  # about one leaf's entry
 IN_FLIGHT = 64
 SETTLE = 1.0  # seconds between the election and the first measurement
 FIGURES = "figures.json"  # what the leader leaves in the common directory
-ROUNDS = 500  # of the fsync and of the round trip
 
 
 class Counter:
@@ -80,13 +79,13 @@ def one_more(log: Log, latencies: list[float]) -> Callable[[float], asyncio.Futu
     return lambda end: asyncio.ensure_future(call(end))
 
 
-async def measure(log: Log, directory: Path, *, callers: int, seconds: float) -> dict[str, float]:
+async def measure(log: Log, pids: Sequence[int], *, callers: int, seconds: float) -> dict[str, float]:
     """Commits a second and latencies (seconds) with so many callers."""
     latencies: list[float] = []
-    worked, began = nodes_cpu_seconds(directory), time.perf_counter()
+    worked, began = processor_seconds(pids), time.perf_counter()
     caller = one_more(log, latencies)
     await asyncio.gather(*(caller(began + seconds) for _ in range(callers)))
-    took, worked = time.perf_counter() - began, nodes_cpu_seconds(directory) - worked
+    took, worked = time.perf_counter() - began, processor_seconds(pids) - worked
     cuts = statistics.quantiles(latencies, n=100)
     return {
         "callers": callers,
@@ -97,11 +96,16 @@ async def measure(log: Log, directory: Path, *, callers: int, seconds: float) ->
     }
 
 
-def nodes_cpu_seconds(directory: Path) -> float:
-    """Seconds of processor time, user and system, that the three nodes have used so far."""
+def written_pids(directory: str) -> list[int]:
+    """The processes that run a node."""
+    return [int(file.read_text()) for file in Path(directory).glob("*.pid")]
+
+
+def processor_seconds(pids: Iterable[int]) -> float:
+    """Processor time, user and system, that processes have used so far."""
     ticks = 0
-    for file in directory.glob("*.pid"):
-        fields = Path(f"/proc/{file.read_text()}/stat").read_text().rpartition(")")[2].split()
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -116,8 +120,9 @@ async def run_node(directory: str, name: str, seconds: float, ports: list[int]) 
     await log.changed(leads, seen=False)
     await log.barrier()
     await asyncio.sleep(SETTLE)
-    await measure(log, Path(directory), callers=IN_FLIGHT, seconds=0.5)
-    figures = [await measure(log, Path(directory), callers=callers, seconds=seconds) for callers in (1, IN_FLIGHT)]
+    pids = written_pids(directory)
+    await measure(log, pids, callers=IN_FLIGHT, seconds=0.5)
+    figures = [await measure(log, pids, callers=callers, seconds=seconds) for callers in (1, IN_FLIGHT)]
     draft = Path(directory) / f"{name}.draft"
     draft.write_text(json.dumps(figures))
     draft.rename(Path(directory) / FIGURES)
@@ -136,37 +141,28 @@ def fsync_time(directory: Path) -> float:
     return statistics.median(times)
 
 
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send back what comes, until the end."""
-    while data := await reader.read(4096):
-        writer.write(data)
-    writer.close()
-    await writer.wait_closed()
+@dataclass(frozen=True, slots=True)
+class Least:
+    """What a commit cannot do without, in seconds (medians)."""
 
+    flush: float
+    round_trip: float
+    both: float
 
-async def round_trip_time() -> float:
-    """Median seconds of a command's size there and back over mutual TLS, both ends on one loop."""
-    left, right = (NodeIdentity(KEYRING, name, NAMES) for name in NAMES[:2])
-    server = await asyncio.start_server(echo, LOOPBACK, 0, ssl=right.server_context())
-    port = server.sockets[0].getsockname()[1]
-    reader, writer = await asyncio.open_connection(LOOPBACK, port, ssl=left.client_context(), server_hostname="")
-    times = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        writer.write(COMMAND)
-        await reader.readexactly(len(COMMAND))
-        times.append(time.perf_counter() - began)
-    writer.close()
-    await writer.wait_closed()
-    server.close()
-    await asyncio.sleep(0.1)  # the other end closes too
-    return statistics.median(times)
+    @classmethod
+    def measure(cls, directory: Path) -> Least:
+        """As this machine does it now."""
+        with tempfile.TemporaryDirectory(dir=directory) as temporary:
+            place = Path(temporary)
+            flush = fsync_time(place)
+            round_trip = floor(place, NAMES[:2], flushed=False)
+            return cls(flush, round_trip, floor(place, NAMES, flushed=True))
 
 
 def run(seconds: float) -> None:
     """Start the three, wait for the leader's figures, print the table."""
     with tempfile.TemporaryDirectory(prefix="caserver-bench-") as temporary:
-        least = fsync_time(Path(temporary)), asyncio.run(round_trip_time())
+        before = Least.measure(Path(temporary))
         ports = [str(port) for port in free_ports(len(NAMES))]
         nodes = [start_node(temporary, name, seconds, ports) for name in NAMES]
         try:
@@ -175,13 +171,23 @@ def run(seconds: float) -> None:
             for node in nodes:
                 node.kill()
                 node.wait()
-    print(f"fdatasync {least[0] * 1e3:.2f} ms, round trip over mutual TLS {least[1] * 1e3:.2f} ms (medians)")
+        after = Least.measure(Path(temporary))
+    for least in (before, after):
+        print(
+            f"fdatasync {least.flush * 1e3:.2f} ms, round trip over mutual TLS {least.round_trip * 1e3:.2f} ms,"
+            f" both in three bare processes {least.both * 1e3:.2f} ms (medians)"
+        )
     for figures in (sequential, parallel):
         print(
             f"{figures['callers']:>3.0f} in flight: {figures['rate']:8.0f} commits/s,"
             f" p50 {figures['p50'] * 1e3:6.2f} ms, p99 {figures['p99'] * 1e3:6.2f} ms, processor time {figures['cpu'] * 1e6:5.0f} us"
         )
-    print(f"sequential commit = {sequential['p50'] / sum(least):.1f} x (fdatasync + round trip)")
+    for least, when in ((before, "before"), (after, "after")):
+        alone = sequential["p50"] / (least.flush + least.round_trip)
+        print(
+            f"sequential commit = {alone:.1f} x (fdatasync + round trip),"
+            f" {sequential['p50'] / least.both:.1f} x three bare processes, as measured {when}"
+        )
 
 
 def start_node(directory: str, name: str, seconds: float, ports: list[str]) -> subprocess.Popen[bytes]:

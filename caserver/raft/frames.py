@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from caserver.raft.messages import FRAME_BYTES_MAX, LENGTH_BYTES, payload_bytes
 
@@ -58,8 +59,7 @@ class Frames(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream's is one
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # a stream's is one in all but name on every loop
 
     def data_received(self, data: bytes) -> None:
         """Cut and hand over."""

@@ -320,8 +320,9 @@ class Streams:
 
     async def _welcome(self, connection: socket.socket, address: str) -> _Link | None:
         """Authenticate who dialled and exchange hellos; None if it is a node that was refused and told so."""
-        transport, frames = await asyncio.get_running_loop().connect_accepted_socket(
-            self._frames, connection, ssl=self._server_context, ssl_handshake_timeout=self._limits.hello_seconds
+        frames = self._frames()
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: frames, connection, ssl=self._server_context, ssl_handshake_timeout=self._limits.hello_seconds
         )
         try:
             _tune(transport)

@@ -7,6 +7,7 @@ once per applied batch. It opens the data directory, links the peers and, at ``s
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,9 @@ Selected = TypeVar("Selected")
 T = TypeVar("T")
 
 _STOPPED = "this Raft node has stopped"
+# After each system call the Raft thread waits for the interpreter, up to this long while the main thread computes; a round
+# of a leader makes half a dozen of them. With the interpreter's own 5 ms that adds up to a heartbeat.
+_SWITCH_SECONDS = 0.0005
 _NO_ANSWER = "the Raft thread did not answer in time"
 _CROSSING_SECONDS = 1.0  # how much later than its deadline an answer may come from the other loop
 _STREAM_FAILED = "a stream failed"  # what Streams reports when one of its tasks ends by a defect
@@ -121,6 +125,7 @@ class RaftThread(Generic[Command, State, Result]):
         """Open the data directory and begin; Corrupt or OSError, as an operator must read it, if that cannot be."""
         self._main = asyncio.get_running_loop()
         self._answers = Answers(self._main)
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
         ready = self._main.create_future()
         self._ended, self._fatal = self._main.create_future(), self._main.create_future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="raft", daemon=True)
