@@ -100,6 +100,7 @@ class SimLog(ReplicatedLog[Command, CAState, Result]):
         encoded = self._machine.encode(command)
         if isinstance(command, IssueLeaves):
             life.witness.proposed(command)
+        life.witness.offered(encoded)
         outcome = await super().propose(command, deadline=deadline)
         if not life.alive:
             return outcome

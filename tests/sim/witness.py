@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ class Witness:
         self._committed: dict[int, _Commitment] = {}
         self.newest = 0  # highest committed index of the log
         self._bodies: dict[bytes, int] = {}  # committed command -> state index, 0 if refused
-        self._disowned: set[bytes] = set()
+        self._open: Counter[bytes] = Counter()  # proposals of a command that were not told that it never commits
         self._leaders: dict[int, str] = {}
         self._votes: dict[tuple[int, str], str] = {}
         self._votes_heard: set[tuple[Process, int, str]] = set()
@@ -258,7 +259,7 @@ class Witness:
 
     def _take_effect(self, life: Life, index: int, body: bytes, result: object, state: CAState) -> None:
         """The first application of a command."""
-        if body in self._disowned:
+        if not self._open[body]:
             self.fail(f"{life.name} applies entry {index}, whose proposer was told that it never commits")
         took = result.index if isinstance(result, Applied) else 0
         self._bodies[body] = took
@@ -287,12 +288,14 @@ class Witness:
                 self.fail(f"{life.name} acknowledged index {result.index} for what took effect at {took}")
 
     def disowned(self, life: Life, body: bytes) -> None:
-        """A proposer was told that its command never commits."""
-        if type(decode_command(body)) not in {IssueLeaves, ActivateRoot, SetConfiguration}:
-            return  # others are the same bytes when they are proposed again
-        self._disowned.add(body)
-        if body in self._bodies:
+        """A proposer was told that its command never commits: not by this proposal of it."""
+        self._open[body] -= 1
+        if not self._open[body] and body in self._bodies:
             self.fail(f"{life.name} disowned a command that is committed")
+
+    def offered(self, body: bytes) -> None:
+        """A command is proposed; the same bytes may be again, if a change is retried within the second or a step repeated."""
+        self._open[body] += 1
 
     def told(self, index: int) -> None:
         """A client was told of an index."""
