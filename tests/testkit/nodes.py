@@ -25,6 +25,7 @@ from caserver.requests import Caller, ChangeConfiguration, ConfigurationChanged,
 from caserver.state.configuration import CAConfiguration, parse_bootstrap
 from caserver.state.model import CAState
 from tests.testkit.access import access
+from tests.testkit.external import FakeVault
 from tests.testkit.fakes import FakeLog, ManualClock, ProviderControl, SeededEntropy, controlled, settle
 from tests.testkit.keys import key_pem, private_key
 
@@ -68,7 +69,8 @@ class Node:
     log: FakeLog
     clock: ManualClock
     entropy: SeededEntropy
-    control: ProviderControl
+    control: ProviderControl  # of its built-in providers
+    external: ProviderControl  # of those that reach the external server
     authority: Authority
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -99,10 +101,11 @@ class Node:
         request_id: str = "",
         cas: int | None = None,
         force: bool = False,
+        provider: str = "consul",
         **top: object,
     ) -> ConfigurationChanged:
-        """PUT a configuration of the built-in provider."""
-        body = json.dumps({"Provider": "consul", "Config": dict(config), **top})
+        """PUT a configuration."""
+        body = json.dumps({"Provider": provider, "Config": dict(config), **top})
         request = ChangeConfiguration(body=body, cas=cas, force=force)
         answer = await self.authority.execute(Caller(request_id=request_id), request)
         assert isinstance(answer, ConfigurationChanged)
@@ -118,16 +121,18 @@ def build_node(
     connect: bool = True,
     keyring: Keyring = KEYRING,
     hops_max: int = HOPS_MAX,
+    server: FakeVault | None = None,
 ) -> Node:
-    """A node that is not running yet."""
+    """A node that is not running yet; ``server`` is the external provider's, if it is used."""
     clock = clock or ManualClock()
     entropy = SeededEntropy(seed)
-    control = ProviderControl(tripwire=log.tripwire)
+    control, external = ProviderControl(tripwire=log.tripwire), ProviderControl(tripwire=log.tripwire)
     factory = controlled(builtin_kind(clock, entropy, InlineWorkers()), control)
     own = access(log, keyring=keyring, clock=clock, entropy=entropy)
+    outside = {} if server is None else {"vault": controlled(server.kind(), external)}
     authority = Authority(
         log,
-        providers=Providers({"consul": factory}),
+        providers=Providers({"consul": factory, **outside}),
         keyring=keyring,
         clock=clock,
         entropy=entropy,
@@ -138,7 +143,7 @@ def build_node(
         gate=own.gate,
         tokens=own.tokens,
     )
-    return Node(log=log, clock=clock, entropy=entropy, control=control, authority=authority)
+    return Node(log=log, clock=clock, entropy=entropy, control=control, external=external, authority=authority)
 
 
 @contextlib.asynccontextmanager
@@ -153,9 +158,11 @@ async def running(node: Node) -> AsyncIterator[Node]:
 
 
 @contextlib.asynccontextmanager
-async def leading_node(bootstrap: CAConfiguration | None = None) -> AsyncIterator[Node]:
+async def leading_node(
+    bootstrap: CAConfiguration | None = None, *, clock: ManualClock | None = None, server: FakeVault | None = None
+) -> AsyncIterator[Node]:
     """A single node with an initialized CA."""
-    async with running(build_node(FakeLog(), bootstrap=bootstrap)) as node:
+    async with running(build_node(FakeLog(), bootstrap=bootstrap, clock=clock, server=server)) as node:
         assert node.state.active_root is not None, node.authority.degraded
         yield node
 

@@ -10,9 +10,10 @@ import pytest
 
 from caserver.authority.custody import open_root_key
 from caserver.errors import CaserverError
-from caserver.requests import IssuedLeaf
+from caserver.requests import ConfigurationChanged, IssuedLeaf
 from caserver.state.commands import ActivateRoot, Bootstrap, SetConfiguration
 from caserver.state.model import CARoot
+from tests.testkit.external import FakeVault
 from tests.testkit.fakes import FakeLog, Killed, ManualClock, Tripwire, settle
 from tests.testkit.nodes import KEYRING, Node, build_node, operator_root, running, why_not
 
@@ -32,7 +33,7 @@ async def assert_whole(node: Node, leaves_of_before: list[IssuedLeaf]) -> None:
     assert state.change is None
     assert node.authority.degraded == ()
     for root in state.roots:
-        assert open_root_key(root, KEYRING) is not None
+        assert (open_root_key(root, KEYRING) is None) == (root.provider == "vault")
     for leaf in leaves_of_before:
         issuer = state.root(leaf.root_id)
         assert issuer is not None, "a root was lost"
@@ -148,6 +149,84 @@ async def interrupted_store(ahead: int) -> bool:
 
 async def test_a_leader_killed_at_any_step_of_a_store_leaves_old_or_new() -> None:
     assert await every_step(interrupted_store) >= 3
+
+
+VAULT_A, VAULT_B = (
+    {
+        "Address": "https://vault:8200",
+        "Token": "s.t",
+        "RootPKIPath": f"root-{name}",
+        "IntermediatePKIPath": "inter",
+        "CSRMaxPerSecond": 0,
+    }
+    for name in "ab"
+)
+# What is in force, what is wanted, and the same way back and forth below an external provider.
+EXTERNAL = {
+    "in": (None, VAULT_A),
+    "out": (VAULT_A, ROTATION),
+    "across": (VAULT_A, VAULT_B),
+    "renewal": (VAULT_A, {**VAULT_A, "PrivateKeyBits": 384}),
+}
+CLEANED_UP = 300  # seconds after which nothing is owed any more
+
+
+async def put(node: Node, config: dict[str, object]) -> ConfigurationChanged:
+    provider = "vault" if "Address" in config else "consul"
+    return await node.configure(config, provider=provider, request_id=REQUEST_ID)
+
+
+async def interrupted_external(ahead: int, way: str, disturb: Callable[[Node, Node], None] | None) -> bool:
+    """A change to, from or below an external provider, disturbed at step ``ahead``; nothing is left behind at its server."""
+    clock = ManualClock()
+    log = FakeLog("a", tripwire=Tripwire())
+    server = FakeVault(clock)
+    a = build_node(log, clock=clock, server=server)
+    b = build_node(log.elsewhere("b"), clock=clock, seed=2, server=server)
+    present, wanted = EXTERNAL[way]
+    async with running(a), running(b):
+        if present is not None:
+            await a.configure(present, provider="vault")
+        before, epoch = await a.sign("web"), a.state.ca_epoch
+        wire = log.tripwire
+        server.step = wire.step
+        wire.arm(ahead, None if disturb is None else lambda: disturb(a, b))
+        call = asyncio.ensure_future(put(a, wanted))
+        with contextlib.suppress(Killed, CaserverError):
+            await call
+        server.step = lambda _: None
+        if not wire.sprung:
+            return False
+        if disturb is None:
+            await a.stop()
+            b.log.become_leader()
+        await settle()
+        leader = b if b.log.leadership.is_leader else a
+        await assert_whole(leader, before)
+        record = leader.state.requests.get(REQUEST_ID)
+        assert record is None or not record.result.startswith("aborted"), (
+            "a change that only lost its leader was given up"
+        )
+        await put(leader, wanted)
+        assert leader.state.ca_epoch > epoch
+        await clock.advance(CLEANED_UP)
+        await assert_whole(leader, before)
+        assert leader.state.retiring == ()
+        at = dict(active(leader).backend)
+        assert server.standing == ({(at["path"], int(at["epoch"]))} if at else set())
+        return True
+
+
+@pytest.mark.parametrize("way", EXTERNAL)
+async def test_a_leader_killed_at_any_step_of_an_external_change_leaves_nothing_behind(way: str) -> None:
+    assert await every_step(lambda ahead: interrupted_external(ahead, way, None)) >= 12
+
+
+async def test_a_leader_deposed_at_any_step_of_an_external_change_leaves_nothing_behind() -> None:
+    def depose(_a: Node, b: Node) -> None:
+        b.log.become_leader()
+
+    assert await every_step(lambda ahead: interrupted_external(ahead, "across", depose)) >= 12
 
 
 async def test_a_dead_leader_writes_nothing_more() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import subprocess
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -16,9 +17,28 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caserver.environment import PrivateKey
+from caserver.errors import ProviderRefused
 from caserver.pki import certificates, keys
-from caserver.pki.certificates import LeafTemplate
-from caserver.pki.chain import HOPS_MAX, beyond_reach, check_leaf, intermediates_for, unexpired, verify_chain
+from caserver.pki.certificates import (
+    ROOT_KEY_USAGE,
+    LeafTemplate,
+    leaf_builder,
+    load_certificate,
+    make_root,
+    sign_certificate,
+    to_pem,
+)
+from caserver.pki.chain import (
+    HOPS_MAX,
+    beyond_reach,
+    check_foreign_leaf,
+    check_leaf,
+    intermediates_for,
+    unexpired,
+    verify_chain,
+)
+from caserver.pki.keys import public_key_der
 from caserver.pki.leaf_der import Issuer
 from tests.testkit import mesh
 from tests.testkit.keys import private_key
@@ -376,3 +396,114 @@ def test_key_ids_lead_through_a_chain_of_roots_with_one_name():
     assert keys.subject_key_id(private_key("ec-256").public_key()) != keys.subject_key_id(
         private_key("ec-384").public_key()
     )
+
+
+class TestForeignLeaf:
+    """A leaf that somebody else made: everything that may not differ is looked at."""
+
+    NOW = 1_800_000_000
+    URI = "spiffe://4a2b8c1e-7c65-4a39-a1b2-0123456789ab.consul/ns/default/dc/dc1/svc/web"
+    NAME = "web.svc.default.4a2b8c1e.consul"
+
+    def issuer(self, key: str = "ec-256", *, days: int = 365) -> tuple[PrivateKey, str]:
+        begun = datetime.fromtimestamp(self.NOW - 1000, UTC)
+        pem = make_root(
+            private_key(key),
+            trust_domain="4a2b8c1e-7c65-4a39-a1b2-0123456789ab.consul",
+            common_name=f"signer {key}",
+            serial=5,
+            not_before=begun,
+            not_after=begun + timedelta(days=days),
+        )
+        return private_key(key), pem
+
+    def ordered(self) -> LeafTemplate:
+        return LeafTemplate(
+            spiffe_uri=self.URI,
+            common_name=self.NAME,
+            public_key=public_key_der(private_key("ec-256-b").public_key()),
+            serial=0,
+            not_before=self.NOW - 60,
+            not_after=self.NOW + 3600,
+        )
+
+    def made(self, **changes: Any) -> LeafTemplate:
+        return replace(self.ordered(), **{"serial": 77, "not_before": self.NOW - 30, **changes})
+
+    def signed(self, template: LeafTemplate, issuer: tuple[PrivateKey, str] | None = None) -> str:
+        key, pem = issuer or self.issuer()
+        return Issuer(pem, key).sign(template)
+
+    def refusal(self, pem: str) -> str:
+        with pytest.raises(ProviderRefused) as refused:
+            check_foreign_leaf(pem, self.ordered(), self.issuer()[1], now=self.NOW)
+        return refused.value.detail
+
+    @pytest.mark.parametrize("name", [NAME, ""])
+    def test_serial_instants_and_the_lack_of_a_name_are_the_providers_choice(self, name: str) -> None:
+        pem = self.signed(self.made(common_name=name, not_after=self.NOW + 3000))
+        leaf = check_foreign_leaf(pem.rstrip("\n"), self.ordered(), self.issuer()[1], now=self.NOW)
+
+        assert (leaf.pem, leaf.serial) == (pem, 77)
+        assert (leaf.not_before, leaf.not_after) == (self.NOW - 30, self.NOW + 3000)
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"public_key": public_key_der(private_key("ec-384").public_key())}, "another public key"),
+            ({"common_name": "db.svc.default.4a2b8c1e.consul"}, "another subject"),
+            ({"spiffe_uri": URI.replace("web", "db")}, "other names"),
+            ({"not_after": NOW + 3601}, "lives longer than was booked"),
+            ({"not_before": NOW + 10}, "are the clocks right?"),
+            ({"not_before": NOW - 3 * 3600}, "are the clocks right?"),
+            ({"not_after": NOW - 1}, "are the clocks right?"),
+        ],
+        ids=str,
+    )
+    def test_another_value_is_refused(self, changes: dict[str, Any], told: str) -> None:
+        assert told in self.refusal(self.signed(self.made(**changes)))
+
+    def test_another_issuer_is_refused_also_one_of_the_same_name(self) -> None:
+        stranger = self.issuer("ec-384")
+        _, ours = self.issuer()
+        assert "another certificate issued it" in self.refusal(self.signed(self.made(), stranger))
+        assert "another certificate issued it" in self.refusal(
+            self.signed(self.made(), (private_key("ec-256-b"), ours))
+        )
+
+    def test_one_that_outlives_its_issuer_is_refused(self) -> None:
+        key, short = self.issuer(days=0)
+        template = self.made(not_after=self.NOW + 3600)
+        with pytest.raises(ProviderRefused, match="outlives its issuer"):
+            check_foreign_leaf(Issuer(short, key).sign(template), self.ordered(), short, now=self.NOW)
+
+    @pytest.mark.parametrize(
+        ("extension", "told"),
+        [
+            (x509.BasicConstraints(ca=True, path_length=None), "does not say CA:FALSE"),
+            (ROOT_KEY_USAGE, "its key usage does not fit a leaf"),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), "not for TLS clients and servers"),
+            (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(URI), x509.DNSName("x.y")]), "other names"),
+        ],
+        ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
+    )
+    def test_another_profile_is_refused(self, extension: x509.ExtensionType, told: str) -> None:
+        key, pem = self.issuer()
+        builder = leaf_builder(self.made(), load_certificate(pem))
+        others = [each for each in builder._extensions if type(each.value) is not type(extension)]
+        builder._extensions = [*others, x509.Extension(extension.oid, critical=True, value=extension)]
+
+        assert told in self.refusal(to_pem(sign_certificate(builder, key, hashes.SHA256())))
+
+    def test_a_name_that_is_not_critical_needs_a_subject(self) -> None:
+        key, pem = self.issuer()
+        builder = leaf_builder(self.made(common_name=""), load_certificate(pem))
+        builder._extensions = [
+            x509.Extension(each.oid, critical=False, value=each.value) for each in builder._extensions
+        ]
+
+        assert "other names" in self.refusal(to_pem(sign_certificate(builder, key, hashes.SHA256())))
+
+    @pytest.mark.parametrize("text", ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+    def test_what_is_no_certificate_is_refused(self, text: str) -> None:
+        assert "no certificate that can be read" in self.refusal(text)
