@@ -1,4 +1,6 @@
-"""Measure a real three-node cluster on loopback. Run it as scripts/bench sign, or scripts/bench commit for the log alone.
+"""Measure a real three-node cluster on loopback. Run it as scripts/bench sign.
+
+scripts/bench commit measures the log alone, scripts/bench vault the Vault provider beside hvac alone.
 
 The load generator shares the machine with the three nodes, so the figures are a lower bound. Any answer but 200 fails the
 run, and a sample of the certificates is verified, so that nothing but finished work is counted. ``cpu us`` is the processor
@@ -27,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts import bench_commit
+from scripts import bench_commit, bench_vault
 from scripts.bench_commit import processor_seconds
 from tests.testkit.cluster import Cluster, Node
 from tests.testkit.invariants import verifies
@@ -167,8 +169,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument(
         "what",
-        choices=["sign", "commit"],
-        help="sign: PUT /v1/connect/ca/sign, one CSR a request; commit: the replicated log alone",
+        choices=["sign", "commit", "vault"],
+        help="sign: PUT /v1/connect/ca/sign, one CSR a request; commit: the replicated log alone; "
+        "vault: signing through the Vault provider beside hvac alone",
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement (default 5)")
     parser.add_argument("--concurrency", default="1,16,64", help="comma-separated levels (default 1,16,64)")
@@ -180,6 +183,9 @@ def main() -> int:
     options = parse(sys.argv[1:])
     if options.what == "commit":
         bench_commit.run(options.seconds)
+        return 0
+    if options.what == "vault":
+        bench_vault.run(options.seconds)
         return 0
     levels = [int(level) for level in options.concurrency.split(",")]
     with tempfile.TemporaryDirectory(prefix="caserver-bench-") as temporary:

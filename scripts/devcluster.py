@@ -1,5 +1,7 @@
 """Start a cluster on loopback, show that it works, keep it running until Ctrl-C. Run it as scripts/devcluster.
 
+``vault`` plays the Vault story: OpenBao, a cluster whose CA keys live there, a rotation to another root of its.
+
 With --once it stops by itself after the verified leaf. The data lies in a temporary directory, or in --keep DIR, from
 which the same cluster starts again.
 """
@@ -15,11 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts import devcluster_vault as vault
 from tests.testkit.cluster import Cluster, Node, NotInTime
 
 NODES_MAX = 9
@@ -34,10 +37,13 @@ def say(text: str) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/devcluster", description="Start a caserver cluster on loopback.")
+    parser.add_argument("story", nargs="?", choices=["vault"], help="vault: CA keys in OpenBao, and a rotation there")
     parser.add_argument("--once", action="store_true", help="stop after a leaf was fetched and verified")
     parser.add_argument("--nodes", type=int, default=3, metavar="N", help=f"how many, 1 to {NODES_MAX} (default 3)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep configuration, data and logs here")
     options = parser.parse_args(arguments)
+    if options.story and options.keep:
+        parser.error("OpenBao keeps nothing here, so --keep has no use with vault")
     if not 1 <= options.nodes <= NODES_MAX:
         parser.error(f"--nodes is 1 to {NODES_MAX}")
     return options
@@ -135,28 +141,48 @@ def remembered(directory: Path, count: int) -> tuple[list[int], str | None]:
     )
 
 
-def main() -> int:
+def play(options: argparse.Namespace, directory: Path, stack: ExitStack) -> None:
     """Build, start, prove, wait."""
+    ports, secret = remembered(directory, options.nodes)
+    names = [f"n{number + 1}" for number in range(options.nodes)]
+    server = stack.enter_context(vault.server(directory, say)) if options.story else None
+    token = "" if server is None else vault.restricted_token(server, say)
+    say(f"writing the configuration of {len(names)} node(s) and a cluster_secret to {directory}")
+    cluster = Cluster(
+        directory,
+        names,
+        preferred_ports=ports,
+        secret=secret,
+        settings={"log_level": "INFO"},
+        connect=None if server is None else vault.connect(server, token),
+    )
+    stack.callback(cluster.close)
+    try:
+        start(cluster)
+        verify_a_leaf(cluster, directory)
+        if server is not None:
+            vault.rotate(cluster, directory, server, token, say)
+        if not options.once:
+            invite(cluster, directory)
+            print("" if server is None else vault.invitation(server, directory), flush=True)
+            remain(cluster)
+    except (NotInTime, AssertionError, OSError):
+        print(cluster.logs(), file=sys.stderr)
+        raise
+
+
+def main() -> int:
+    """Play the story in a directory, and end every process however it goes."""
     options = parse(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with directory_for(options.keep) as directory:
-        ports, secret = remembered(directory, options.nodes)
-        names = [f"n{number + 1}" for number in range(options.nodes)]
-        say(f"writing the configuration of {len(names)} node(s) and a cluster_secret to {directory}")
-        cluster = Cluster(directory, names, preferred_ports=ports, secret=secret, settings={"log_level": "INFO"})
+    with directory_for(options.keep) as directory, ExitStack() as stack:
         try:
-            start(cluster)
-            verify_a_leaf(cluster, directory)
-            if not options.once:
-                invite(cluster, directory)
-                remain(cluster)
+            play(options, directory, stack)
         except KeyboardInterrupt:
             say("stopping")
         except (NotInTime, AssertionError, OSError) as exc:
-            print(f"{cluster.logs()}\n==> failed: {exc}", file=sys.stderr)
+            print(f"==> failed: {exc}", file=sys.stderr)
             return 1
-        finally:
-            cluster.close()
     say("stopped every node")
     return 0
 

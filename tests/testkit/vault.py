@@ -35,12 +35,16 @@ class VaultLab:
 
     server: Server
     local: VaultLocal = field(default_factory=VaultLocal)
-    workers: ThreadWorkers = field(default_factory=lambda: ThreadWorkers(THREADS))
+    threads: int = THREADS
     made: list[Provider] = field(default_factory=list)
+    workers: ThreadWorkers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.workers = ThreadWorkers(self.threads)
 
     def kind(self) -> ProviderKind:
         """What a daemon registers; each has sessions of its own."""
-        return vault_kind(self.local, clock=SystemClock(), workers=self.workers, pool_size=THREADS)
+        return vault_kind(self.local, clock=SystemClock(), workers=self.workers, pool_size=self.threads)
 
     def configuration(
         self,

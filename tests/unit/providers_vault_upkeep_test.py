@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from caserver.authority.ports import Provider, SignedLeaf, Tended
+from caserver.errors import ProviderUnavailable
 from caserver.fields import Secret
 from caserver.pki.certificates import describe
 from caserver.state.configuration import CAConfiguration
@@ -123,6 +126,21 @@ async def test_a_token_file_is_read_again_when_its_token_is_refused(vault: Vault
     vault.server.ask("POST", "auth/token/revoke", {"token": file.read_text().strip()})
     file.write_text(vault.server.restricted_token(EVERYTHING))
     await until(provider, lambda tended: not tended.troubles)
+    assert await signs(provider)
+    lab.close()
+
+
+async def test_a_file_that_vanished_from_this_node_is_no_fault_of_who_wants_a_leaf(
+    vault: VaultLab, tmp_path: Path
+) -> None:
+    lab = VaultLab(vault.server, local=VaultLocal(file_dir=tmp_path))
+    (tmp_path / "token").write_text(vault.server.token)
+    provider = await bound(lab, lab.configuration(), token=None, token_file="token")
+    (tmp_path / "token").unlink()
+    with pytest.raises(ProviderUnavailable, match='TokenFile: "token" does not exist on this node'):
+        await provider.sign_leaves([order()])
+    assert codes(await provider.tend(now())) == ["vault-misconfigured"]
+    (tmp_path / "token").write_text(vault.server.token)
     assert await signs(provider)
     lab.close()
 

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
 
-from caserver.errors import ProviderRefused
+from caserver.errors import CaserverError, ProviderRefused, ProviderUnavailable
 from caserver.providers.vault.preflight import policy_line
 from caserver.providers.vault.session import Answer, Reason, VaultSession
 
@@ -222,18 +222,33 @@ class PKIEngine:
         }
         await self._done("post", f"{self.path}/roles/{role}", body)
 
-    async def sign_leaf(self, issuer_id: str, role: str, leaf: LeafRequest, *, deadline: float) -> str:
-        """Sign one leaf by exactly this issuer; the certificate (PEM)."""
-        body = {
-            "csr": leaf.csr_pem,
-            "common_name": leaf.common_name,
-            "uri_sans": [leaf.spiffe_uri],
-            "exclude_cn_from_sans": True,
-            "not_after": _instant(leaf.not_after),
-            "format": "pem",
-        }
-        answer = await self._done("post", f"{self.path}/issuer/{issuer_id}/sign/{role}", body, deadline=deadline)
-        return _text(answer.data, "certificate")
+    async def sign_leaves(
+        self, issuer_id: str, role: str, leaves: Sequence[LeafRequest], *, deadline: float
+    ) -> list[str | CaserverError]:
+        """Sign leaves by exactly this issuer: the certificate (PEM) of each, or why there is none."""
+        path = f"{self.path}/issuer/{issuer_id}/sign/{role}"
+        bodies = [
+            {
+                "csr": leaf.csr_pem,
+                "common_name": leaf.common_name,
+                "uri_sans": [leaf.spiffe_uri],
+                "exclude_cn_from_sans": True,
+                "not_after": _instant(leaf.not_after),
+                "format": "pem",
+            }
+            for leaf in leaves
+        ]
+        outcomes = await self.session.post_all(path, bodies, namespace=self.namespace, deadline=deadline)
+        return [self._signed(outcome, path) for outcome in outcomes]
+
+    def _signed(self, outcome: Answer | ProviderUnavailable, path: str) -> str | CaserverError:
+        if isinstance(outcome, ProviderUnavailable):
+            return outcome
+        try:
+            self._accept(outcome, "post", path)
+            return _text(outcome.data, "certificate")
+        except ProviderRefused as exc:
+            return exc
 
     async def make_default(self, issuer_id: str) -> None:
         """The issuer that the engine shows and uses when none is named."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import structlog
+from cryptography import x509
 
 from caserver.authority.ports import (
     Backend,
@@ -37,12 +38,12 @@ from caserver.providers.vault.endpoint import Endpoint, resolve
 from caserver.providers.vault.engine import Issuer, LeafRequest, Mount, PKIEngine, Presence
 from caserver.providers.vault.fitness import is_issued_by, lifetime_warnings, root_faults
 from caserver.providers.vault.session import VaultSession
-from caserver.providers.vault.upkeep import Upkeep
+from caserver.providers.vault.upkeep import LOOK_SOON, Upkeep
 from caserver.state.configuration import CAConfiguration
 from caserver.state.model import HOUR, CARoot, RootID
 from caserver.state.vault_configuration import VaultConfiguration, VaultLocal
 
-SIGNING_DEADLINE = 4.5  # seconds of one leaf: what takes longer is dropped by the caller
+SIGNING_DEADLINE = 4.5  # seconds of a batch: what takes longer is dropped by the caller
 _LEAF_LIFE_MAX = 8761 * HOUR  # of the role; each request says how long its leaf lives
 _HEADING = "error configuring provider: "
 
@@ -195,7 +196,17 @@ class VaultProvider:
     async def sign_leaves(self, orders: Sequence[SigningOrder]) -> Sequence[SignedLeaf | CaserverError]:
         """One request for each order, as many at once as there are connections."""
         bound = self._require_bound()
-        return await asyncio.gather(*(self._sign(bound, order) for order in orders))
+        leaves = [
+            LeafRequest(
+                order.csr_pem, order.common_name, order.spiffe_uri, datetime.fromtimestamp(order.not_after, UTC)
+            )
+            for order in orders
+        ]
+        try:
+            signed = await self._signers.sign_leaves(bound.issuer, bound.role, leaves, deadline=SIGNING_DEADLINE)
+        except InvalidConfig as exc:  # files and environment of this node, which are no fault of who wants a leaf
+            raise ProviderUnavailable(f"this node cannot use Vault: {exc.detail}") from exc
+        return [_judged(order, each) for order, each in zip(orders, signed, strict=True)]
 
     async def cross_sign(
         self, certificate_pem: str, *, csr_pem: str | None, serial: int, not_before: datetime, not_after: datetime
@@ -233,9 +244,13 @@ class VaultProvider:
     async def tend(self, now: datetime) -> Tended:
         """Keep the token alive, and look whether what signs still stands as it was left."""
         bound = self._require_bound()
+        try:
+            session = self._session
+        except InvalidConfig as exc:
+            return Tended(next_in=LOOK_SOON, troubles=(("vault-misconfigured", exc.detail),))
         if self._upkeep is None:
             self._upkeep = Upkeep(
-                self._session,
+                session,
                 clock=self._clock,
                 root=self._root,
                 root_pem=bound.root_pem,
@@ -423,18 +438,6 @@ class VaultProvider:
                 return pem, issuer
         return None
 
-    async def _sign(self, bound: _Bound, order: SigningOrder) -> SignedLeaf | CaserverError:
-        not_after = datetime.fromtimestamp(order.not_after, UTC)
-        leaf = LeafRequest(order.csr_pem, order.common_name, order.spiffe_uri, not_after)
-        try:
-            pem = await self._signers.sign_leaf(bound.issuer, bound.role, leaf, deadline=SIGNING_DEADLINE)
-            certificate = load_certificate(pem)
-        except CaserverError as exc:
-            return exc
-        if certificate.not_valid_after_utc > not_after:
-            return ProviderUnavailable("Vault signed a leaf that would live longer than was booked; it was thrown away")
-        return SignedLeaf(issue_id=order.issue_id, pem=pem, serial=certificate.serial_number)
-
     async def _leave_default(self, doomed: Sequence[Issuer], kept: Backend) -> None:
         """Where the default issuer is one of ours that goes, the one in force takes its place."""
         if not kept or not doomed:
@@ -448,6 +451,19 @@ class VaultProvider:
         if self._bound is None:
             raise ProviderUnavailable("the Vault provider has no issuer yet; set the configuration again")
         return self._bound
+
+
+def _judged(order: SigningOrder, signed: str | CaserverError) -> SignedLeaf | CaserverError:
+    """The leaf, unless it would live longer than was booked; that it is what was ordered is for the caller to check."""
+    if isinstance(signed, CaserverError):
+        return signed
+    try:
+        certificate = x509.load_pem_x509_certificate(signed.encode())
+    except ValueError:
+        return ProviderUnavailable("Vault answered with something else than a certificate; it was thrown away")
+    if certificate.not_valid_after_utc.timestamp() > order.not_after:
+        return ProviderUnavailable("Vault signed a leaf that would live longer than was booked; it was thrown away")
+    return SignedLeaf(issue_id=order.issue_id, pem=signed, serial=certificate.serial_number)
 
 
 def _bound_of(root: CARoot) -> _Bound | None:

@@ -8,7 +8,7 @@ import structlog
 
 from caserver.authority.ports import Tended
 from caserver.environment import Clock
-from caserver.errors import CaserverError, ProviderRefused, ProviderUnavailable
+from caserver.errors import CaserverError, InvalidConfig, ProviderRefused, ProviderUnavailable
 from caserver.pki.certificates import describe
 from caserver.providers.vault.engine import PKIEngine
 from caserver.providers.vault.session import Answer, Lease, VaultSession
@@ -55,6 +55,8 @@ class Upkeep:
                 troubles += [*await self._root_troubles(), *await self._signer_troubles(now)]
         except ProviderUnavailable as exc:
             troubles = [("vault-unavailable", exc.detail)]
+        except InvalidConfig as exc:
+            troubles = [("vault-misconfigured", exc.detail)]
         except CaserverError as exc:
             troubles = [("vault-refused", exc.detail)]
         lease = self._session.lease
