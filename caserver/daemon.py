@@ -394,6 +394,7 @@ class _Agent:
             connections_per_client=config.limits.http_max_conns_per_client,
             connections=self._shares.per_listener,
             hosts=self._front.hosts,
+            restrictions=self._front.restrictions,
         )
         await server.start()
         stack.push_async_callback(self._close, server)
@@ -409,7 +410,10 @@ class _Agent:
         """Put changed settings into force; the log, the leaf cache and the listeners go by them from now on."""
         _configure_logs(config, self._clock)
         server.renew(
-            changed.listeners, connections_per_client=config.limits.http_max_conns_per_client, hosts=changed.hosts
+            changed.listeners,
+            connections_per_client=config.limits.http_max_conns_per_client,
+            hosts=changed.hosts,
+            restrictions=changed.restrictions,
         )
         view.blocked.limit = config.limits.http_max_blocked_queries
         view.leaf_cache.max_entries = config.limits.leaf_cache_max

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from caserver.api.origin import Hosts
+from caserver.api.origin import Hosts, Restrictions
 from caserver.api.server import Listener
 from caserver.config.agent_config import AgentConfig
 from caserver.pki import tls
@@ -13,15 +13,18 @@ from caserver.unix_socket import UnixSocket
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """What clients meet: where, and under which names."""
+    """What clients meet: where, under which names, and what is closed to them."""
 
     listeners: tuple[Listener, ...]
     hosts: Hosts
+    restrictions: Restrictions
 
 
 def front(config: AgentConfig) -> Front:
     """Read certificates, keys and CAs of ``config``; InvalidConfig with a line for every file that is of no use."""
-    return Front(_listeners(config), _hosts(config))
+    http = config.http
+    restrictions = Restrictions(http.block_endpoints, http.write_from, http.response_headers)
+    return Front(_listeners(config), _hosts(config), restrictions)
 
 
 def _listeners(config: AgentConfig) -> tuple[Listener, ...]:

@@ -80,13 +80,11 @@ _NOTHING: tuple[tuple[object, tuple[str, ...]], ...] = (
     (0, ("AutopilotMinQuorum",)),
 )
 _NO_LISTS = (
-    "AllowWriteHTTPFrom",
     "Checks",
     "ConfigEntryBootstrap",
     "DNSAddrs",
     "DNSRecursors",
     "GRPCAddrs",
-    "HTTPBlockEndpoints",
     "PrimaryGateways",
     "RetryJoinLAN",
     "RetryJoinWAN",
@@ -148,6 +146,7 @@ def _served(config: AgentConfig) -> Document:
     tls, sockets = config.tls, [each for each in config.listen.http if isinstance(each, UnixSocket)]
     dress = sockets[0] if sockets else None
     return {
+        "AllowWriteHTTPFrom": [str(each) for each in config.http.write_from],
         "CAFile": "" if tls is None or tls.ca_file is None else str(tls.ca_file),
         "CAPath": "" if tls is None or tls.ca_path is None else str(tls.ca_path),
         "CertFile": "" if tls is None else str(tls.cert_file),
@@ -157,7 +156,8 @@ def _served(config: AgentConfig) -> Document:
         "HTTPPort": config.ports.http or DISABLED,
         "HTTPSAddrs": _addresses(config.listen.https, config.ports.https) if tls is not None else [],
         "HTTPSPort": config.ports.https or DISABLED,
-        "HTTPResponseHeaders": {},
+        "HTTPBlockEndpoints": list(config.http.block_endpoints),
+        "HTTPResponseHeaders": dict(config.http.response_headers),
         "TLSCipherSuites": [] if tls is None else list(tls.cipher_suites),
         "TLSMinVersion": "tls12" if tls is None else tls.min_version,
         "TLSPreferServerCipherSuites": tls is not None and tls.prefer_server_ciphers,

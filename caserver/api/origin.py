@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from caserver.errors import Misdirected, PermissionDenied
 
@@ -51,6 +52,33 @@ class Hosts:
         if _among(_name_of(authority), self._trusted):
             return False
         return authority != host.lower() or site.lower() not in _OWN_SITES
+
+
+@dataclass(frozen=True, slots=True)
+class Restrictions:
+    """What the operator closed, and what is put on every answer: Consul's ``http_config``."""
+
+    blocked: tuple[str, ...] = ()  # beginnings of paths
+    write_from: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()  # none: from everywhere
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def check_path(self, path: str) -> None:
+        """PermissionDenied in Consul's words for a path that is closed."""
+        if any(path.startswith(each) for each in self.blocked):
+            raise PermissionDenied("Endpoint is blocked by agent configuration")
+
+    def check_write(self, method: str, client: str) -> None:
+        """PermissionDenied in Consul's words; ``client`` is an IP address, or empty for who has none."""
+        if self.write_from and method not in _SAFE_METHODS and not self._may_write(client):
+            raise PermissionDenied("Access is restricted")
+
+    def _may_write(self, client: str) -> bool:
+        try:
+            address = ipaddress.ip_address(client.partition("%")[0])
+        except ValueError:
+            return False
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in network for network in self.write_from)
 
 
 def refuse_exposed(path: str) -> PermissionDenied:

@@ -25,7 +25,7 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 
 from caserver.acl import Resource
 from caserver.api import status
-from caserver.api.origin import Hosts, refuse_exposed
+from caserver.api.origin import Hosts, Restrictions, refuse_exposed
 from caserver.api.query import Body, Call, NodeView, Readiness, Reply, metadata, parse
 from caserver.api.routes import EXACT, SUBTREES, Admission, Route
 from caserver.environment import within
@@ -149,6 +149,7 @@ class ApiServer:
         connections: int = CONNECTIONS,
         hosts: Hosts | None = None,
         idle_deadline: float = IDLE_DEADLINE,
+        restrictions: Restrictions | None = None,
     ) -> None:
         """``connections`` is how many each listener takes at a time, ``connections_per_client`` from one address.
 
@@ -159,6 +160,7 @@ class ApiServer:
         self._idle_deadline = idle_deadline
         self._limits = Limits(connections, connections_per_client, refusal=_BARE_HEAD % status.NOT_READY)
         self._hosts = hosts or Hosts()
+        self._restrictions = restrictions or Restrictions()
         self._http: _HttpServer | None = None
         self._writes: set[asyncio.Task[Reply]] = set()
         self._under_way = 0  # requests whose answer is not made yet
@@ -193,7 +195,14 @@ class ApiServer:
         """Every bound socket as people write it."""
         return [] if self._http is None else [found for each in self._http.served for found in each.listening.shown]
 
-    def renew(self, listeners: Sequence[Listener], *, connections_per_client: int, hosts: Hosts) -> None:
+    def renew(
+        self,
+        listeners: Sequence[Listener],
+        *,
+        connections_per_client: int,
+        hosts: Hosts,
+        restrictions: Restrictions,
+    ) -> None:
         """Go on by changed settings of the same listeners, without a pause; open connections keep their TLS.
 
         ValueError for other addresses than those that it was made with, and if TLS was turned on or off.
@@ -202,7 +211,7 @@ class ApiServer:
             raise ValueError("the addresses of a server do not change while it runs")
         self._listeners = tuple(listeners)
         self._limits = replace(self._limits, per_client=connections_per_client)
-        self._hosts = hosts
+        self._hosts, self._restrictions = hosts, restrictions
         for served, listener in zip(() if self._http is None else self._http.served, listeners, strict=False):
             served.renew(listener, self._limits)
 
@@ -240,6 +249,8 @@ class ApiServer:
         if reply.pieces is not None:
             return await self._stream(request, reply, reply.pieces)
         response = _respond(request, reply, vary=route is not None)
+        if route is not None:
+            response.headers.update(self._restrictions.headers)
         if self._closing is not None:
             response.force_close()
         return response
@@ -247,6 +258,7 @@ class ApiServer:
     async def _stream(self, request: web.BaseRequest, reply: Reply, pieces: Sequence[bytes]) -> web.StreamResponse:
         """Send a body in chunks: as it is, whatever encodings the client takes, for it is compressed already."""
         answer = _Stream(status=reply.status, headers={**reply.headers, hdrs.VARY: hdrs.ACCEPT_ENCODING})
+        answer.headers.update(self._restrictions.headers)
         answer.content_type = reply.content_type
         answer.enable_chunked_encoding()
         if self._closing is not None:
@@ -273,9 +285,11 @@ class ApiServer:
             if isinstance(resolved, Reply):
                 return None, resolved
             route, tail = resolved
-        if request.method not in route.handlers:
-            return route, _method_reply(request.method, route)
         try:
+            self._restrictions.check_path(route.path + tail)
+            if request.method not in route.handlers:
+                return route, _method_reply(request.method, route)
+            self._restrictions.check_write(request.method, _address(request))
             self._hosts.check(request.method, request.headers)
             if route.secret and _is_exposed(request):
                 raise refuse_exposed(route.path)
@@ -417,6 +431,12 @@ def _forget(task: asyncio.Task[Reply]) -> None:
 def _is_exposed(request: web.BaseRequest) -> bool:
     listener = getattr(request.protocol, "listener", None)
     return listener is None or bool(listener.exposed)
+
+
+def _address(request: web.BaseRequest) -> str:
+    """The IP address of the client; empty for one without, and once it is gone."""
+    peer = None if request.transport is None else request.transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 def _remote(request: web.BaseRequest) -> str:

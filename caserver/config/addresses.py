@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
+from caserver.config.interfaces import expand, interfaces_here
 from caserver.fields import Fields
 from caserver.unix_socket import SCHEME
 
@@ -25,8 +26,11 @@ def read_hosts(fields: Fields, key: str) -> tuple[str, ...]:
     if not text:
         return ()
     if "{{" in text:
-        fields.fault(key, "holds a template, and templates are not evaluated", "write the address itself")
-        return ()
+        try:
+            text = expand(text, interfaces_here())
+        except ValueError as exc:  # of a regular expression or a network in it, too
+            fields.fault(key, str(exc), "write the address itself")
+            return ()
     found: list[str] = []
     for each in text.split():
         host = each if each.startswith(SCHEME) else each.removeprefix("[").removesuffix("]")

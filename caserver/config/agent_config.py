@@ -66,6 +66,7 @@ KEYS = Keys(
         "connect.ca_provider",
         "connect.file_dir",
         "connect.authorize_default",
+        "default_intention_policy",
         "ports.http",
         "ports.https",
         "ports.server",
@@ -77,9 +78,16 @@ KEYS = Keys(
         "limits.leaf_cache_max",
         "http_config.allow_insecure_http",
         "http_config.allowed_hosts",
+        "http_config.block_endpoints",
+        "http_config.allow_write_http_from",
     ),
-    lists=("cluster_secret", "http_config.allowed_hosts"),
-    open_tables=("connect.ca_config", "peer"),
+    lists=(
+        "cluster_secret",
+        "http_config.allowed_hosts",
+        "http_config.block_endpoints",
+        "http_config.allow_write_http_from",
+    ),
+    open_tables=("connect.ca_config", "http_config.response_headers", "peer"),
 )
 
 _DATACENTER = re.compile(r"[A-Za-z0-9_-]{1,63}")
@@ -175,7 +183,7 @@ def _read(reading: Reading, judge_ca: JudgeCA | None, judge_tls: JudgeTLS | None
         ports=read_ports(reading, top.mapping("ports"), peers.get(node_name), has_tls=tls is not None),
         peers=peers,
         cluster_secrets=read_secrets(reading, top, peers),
-        connect=_connect(reading, top.mapping("connect"), judge_ca),
+        connect=_connect(reading, top, judge_ca),
         acl=read_acl(reading, top.mapping("acl")),
         tls=tls,
         raft_multiplier=multiplier,
@@ -235,14 +243,16 @@ def _performance(reading: Reading, given: Mapping[str, object]) -> tuple[int, fl
     return multiplier, hold_timeout
 
 
-def _connect(reading: Reading, given: Mapping[str, object], judge_ca: JudgeCA | None) -> ConnectSettings:
-    fields = reading.section("connect", given)
+def _connect(reading: Reading, top: Fields, judge_ca: JudgeCA | None) -> ConnectSettings:
+    fields = reading.section("connect", top.mapping("connect"))
+    # Consul's key since 1.17, for the same question.
+    newer = top.text("default_intention_policy", one_of=("allow", "deny"))
     connect = ConnectSettings(
         enabled=fields.flag("enabled", default=reading.dev),
         ca_provider=fields.text("ca_provider"),
         ca_config=fields.mapping("ca_config"),
         file_dir=_file_dir(fields),
-        authorize_default=fields.text("authorize_default", one_of=("allow", "deny")),
+        authorize_default=fields.text("authorize_default", newer, one_of=("allow", "deny")),
     )
     reading.done(fields)
     if judge_ca is not None and not fields.faults:

@@ -11,20 +11,21 @@ IGNORED: dict[str, frozenset[str]] = {
     "": frozenset(
         """
         advertise_addr advertise_addr_wan advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan_ipv4
-        advertise_addr_wan_ipv6 advertise_reconnect_timeout alt_domain auto_encrypt autopilot bootstrap
+        advertise_addr_wan_ipv6 advertise_reconnect_timeout alt_domain audit auto_config auto_encrypt auto_reload_config
+        autopilot bootstrap cloud
         cache check check_output_max_size check_update_interval checks config_entries default_query_time
         disable_anonymous_signature disable_coordinates disable_host_node_id disable_http_unprintable_char_filter
         disable_keyring_file disable_remote_exec disable_update_check discard_check_output discovery_max_stale
         dns_config domain enable_agent_tls_for_checks enable_central_service_config enable_debug
-        enable_local_script_checks enable_script_checks enable_syslog encrypt encrypt_verify_incoming
-        encrypt_verify_outgoing gossip_lan gossip_wan leave_on_terminate log_file log_rotate_bytes log_rotate_duration
-        log_rotate_max_files max_query_time node_id node_meta non_voting_server pid_file primary_datacenter
-        primary_gateways primary_gateways_interval protocol raft_protocol raft_snapshot_interval
+        enable_local_script_checks enable_script_checks enable_syslog encrypt experiments encrypt_verify_incoming
+        encrypt_verify_outgoing gossip_lan gossip_wan leave_on_terminate license_path locality log_file log_rotate_bytes log_rotate_duration
+        log_rotate_max_files max_query_time node_id node_meta non_voting_server partition peering pid_file primary_datacenter
+        primary_gateways primary_gateways_interval protocol raft_logstore raft_protocol raft_snapshot_interval
         raft_snapshot_threshold raft_trailing_logs read_replica reconnect_timeout reconnect_timeout_wan recursors
-        rejoin_after_leave retry_interval retry_interval_wan retry_max retry_max_wan rpc segment segments serf_lan
+        rejoin_after_leave reporting retry_interval retry_interval_wan retry_max retry_max_wan rpc segment segments serf_lan
         serf_lan_allowed_cidrs serf_wan serf_wan_allowed_cidrs server server_name service services session_ttl_min
         skip_leave_on_interrupt syslog_facility telemetry translate_wan_addrs ui ui_config ui_content_path ui_dir
-        use_streaming_backend verify_incoming_rpc verify_outgoing verify_server_hostname watches
+        use_streaming_backend verify_incoming_rpc verify_outgoing verify_server_hostname watches xds
         """.split()  # noqa: SIM905 - ninety quoted words hide the typing mistake that a plain list shows
     ),
     "addresses": frozenset({"dns", "grpc", "grpc_tls"}),
@@ -53,6 +54,9 @@ IGNORED: dict[str, frozenset[str]] = {
         }
     ),
     "connect": frozenset({"enable_mesh_gateway_wan_federation", "enable_serverless_plugin"}),
+    "tls": frozenset({"grpc", "internal_rpc"}),
+    "tls.defaults": frozenset({"verify_outgoing", "verify_server_hostname"}),
+    "tls.https": frozenset({"verify_outgoing", "verify_server_hostname"}),
     "ports": frozenset(
         {
             "dns",
@@ -71,6 +75,7 @@ IGNORED: dict[str, frozenset[str]] = {
         {
             "https_handshake_timeout",
             "kv_max_value_size",
+            "request_limits",
             "rpc_client_timeout",
             "rpc_handshake_timeout",
             "rpc_max_burst",
@@ -79,7 +84,7 @@ IGNORED: dict[str, frozenset[str]] = {
             "txn_max_req_len",
         }
     ),
-    "http_config": frozenset({"max_header_bytes", "response_headers", "use_cache"}),
+    "http_config": frozenset({"max_header_bytes", "use_cache"}),
 }
 
 # Ways to find other servers, all replaced by peer blocks: meaningless beside them, an error without them.

@@ -28,6 +28,19 @@ _DIGITS_MAX = 18  # no setting needs more, and int() of thousands of digits rais
 
 _SIMPLE_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
+_QUOTED = "q_"  # and the bytes of the key in hexadecimal: a name that HCL 2 takes where it takes no quotes
+# Heredocs, comments and strings, which are left as they are; and quoted keys at the beginning of a statement.
+_STATEMENTS = re.compile(
+    r"""
+    <<-?(?P<mark>[A-Za-z][\w.-]*)\r?\n(?:.*\n)*?[ \t]*(?P=mark)(?=\r?\n|\Z)
+    | \#.* | //.* | /\*(?:.|\n)*?\*/
+    | (?P<before>(?:\A|(?<=[\n{}"\]]))[ \t]*)"(?P<key>[^"\\\n$%]+)"(?P<after>[ \t]*(?:=(?!=)|\{))
+    | "(?:[^"\\]|\\.)*"
+    """,
+    re.VERBOSE,
+)
+# Blocks that Consul takes several times in one file.
+_LISTED = {"check", "service", "watches"}
 _SURROGATES = range(0xD800, 0xE000)
 _TOKEN_NAMES = {
     "$END": "end of file",
@@ -116,7 +129,7 @@ def parse_hcl(name: str, text: str) -> Document:
     from lark.exceptions import LarkError, UnexpectedInput, UnexpectedToken  # noqa: PLC0415
 
     try:
-        tree = hcl2.parses_to_tree(text)
+        tree = hcl2.parses_to_tree(unquoted_keys(text))
         reader = _Hcl(name)
         values = reader.body(tree.children[0], ())
     except UnexpectedToken as exc:
@@ -129,6 +142,21 @@ def parse_hcl(name: str, text: str) -> Document:
     except RecursionError:
         return _failed(name, "nested too deeply", "a configuration has a few levels only")
     return Document(name, values, reader.lines, tuple(reader.faults))
+
+
+def unquoted_keys(text: str) -> str:
+    """HCL whose keys are not quoted, as HCL 2 wants it and HCL 1, which Consul reads, does not insist on.
+
+    ``"X-Site" = "a"`` and ``"service" { }`` at the beginning of a statement; lines stay where they are.
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        key = found["key"]
+        if key is None:
+            return found[0]
+        return found["before"] + _QUOTED + key.encode("utf-8", "surrogatepass").hex() + found["after"]
+
+    return _STATEMENTS.sub(replace, text)
 
 
 def _failed(where: str, problem: str, remedy: str, name: str = "") -> Document:
@@ -167,14 +195,17 @@ class _Hcl:
         for child in _trees(tree):
             if _rule(child) == "attribute":
                 name, expression = _trees(child)
-                key = _word(name)
+                key = _name(name)
                 self._put(target, (*path, key), self._value(expression, (*path, key)), _line(child))
             elif _rule(child) == "block":
                 self._block(target, child, path)
 
     def _block(self, target: dict[str, object], tree: object, path: KeyPath) -> None:
         *names, body = _content(tree)
-        labels = [_word(names[0]), *(self._label(each) for each in names[1:])]
+        labels = [_name(names[0]), *(self._label(each) for each in names[1:])]
+        if labels[0] in _LISTED and len(labels) == 1:
+            self._listed(target, body, (*path, labels[0]))
+            return
         for label in labels[:-1]:
             path = (*path, label)
             inner = target.setdefault(label, {})
@@ -192,6 +223,14 @@ class _Hcl:
         self._blocks.add(path)
         self._put(target, path, self.body(body, path), _line(tree))
 
+    def _listed(self, target: dict[str, object], body: object, path: KeyPath) -> None:
+        found = target.setdefault(path[-1], [])
+        self.lines.setdefault(path, _line(body))
+        if isinstance(found, list):
+            found.append(self.body(body, path))
+        else:
+            self._twice(path, _line(body))
+
     def _put(self, target: dict[str, object], path: KeyPath, value: object, line: int) -> None:
         if path[-1] in target:
             self._twice(path, line)
@@ -204,7 +243,7 @@ class _Hcl:
         self._fault(line, path, f"given twice (first on line {first})", "keep one of them")
 
     def _label(self, tree: object) -> str:
-        return self._string(tree, ()) if _rule(tree) == "string" else _word(tree)
+        return self._string(tree, ()) if _rule(tree) == "string" else _name(tree)
 
     def _value(self, tree: object, path: KeyPath) -> object:
         match _rule(tree):
@@ -247,7 +286,7 @@ class _Hcl:
             case "string":
                 return self._string(inner, path)
             case "identifier" | "keyword" | "literal_value" | "int_lit":
-                return _word(inner)
+                return _name(inner)
             case _:
                 self._computed(inner, path)
                 return ""
@@ -340,6 +379,13 @@ def _tokens(tree: object) -> Iterator[object]:
 
 def _word(tree: object) -> str:
     return str(next(iter(getattr(tree, "children", ("",)))))
+
+
+def _name(tree: object) -> str:
+    word = _word(tree)
+    if not word.startswith(_QUOTED):
+        return word
+    return bytes.fromhex(word.removeprefix(_QUOTED)).decode()
 
 
 def _line(tree: object) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import ipaddress
 import os
 import pwd
 import re
@@ -21,7 +22,12 @@ HTTPS_PORT = 8501
 DISABLED = -1  # as a port number, in the file
 _MODE = re.compile(r"0?[0-7]{3}")
 
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e\t]{0,4096}")
+_OWN_HEADERS = {"content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "date"}
+
 Where = str | UnixSocket  # a host, or a socket
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,9 @@ class HTTPSettings:
 
     allow_insecure_http: bool
     allowed_hosts: tuple[str, ...]
+    block_endpoints: tuple[str, ...] = ()  # beginnings of paths that are not served
+    write_from: tuple[Network, ...] = ()  # networks from which something may be changed; none = all
+    response_headers: tuple[tuple[str, str], ...] = ()  # put on every answer
 
     def exposes(self, where: Where) -> bool:
         """Whether others may read along on a plain listener there, and the operator did not say that this is meant."""
@@ -171,6 +180,34 @@ def read_limits(reading: Reading, given: Mapping[str, object]) -> Limits:
 def read_http(reading: Reading, given: Mapping[str, object]) -> HTTPSettings:
     """The ``http_config`` table."""
     fields = reading.section("http_config", given)
-    http = HTTPSettings(fields.flag("allow_insecure_http"), fields.texts("allowed_hosts"))
+    http = HTTPSettings(
+        fields.flag("allow_insecure_http"),
+        fields.texts("allowed_hosts"),
+        fields.texts("block_endpoints"),
+        _networks(fields, "allow_write_http_from"),
+        _headers(fields, "response_headers"),
+    )
     reading.done(fields)
     return http
+
+
+def _networks(fields: Fields, key: str) -> tuple[Network, ...]:
+    found = []
+    for each in fields.texts(key):
+        try:
+            found.append(ipaddress.ip_network(each, strict=False))
+        except ValueError:
+            fields.fault(key, f'"{each}" is no network', 'write it as "10.0.0.0/8"')
+    return tuple(found)
+
+
+def _headers(fields: Fields, key: str) -> tuple[tuple[str, str], ...]:
+    found = []
+    for name, value in fields.mapping(key).items():
+        if not _HEADER.fullmatch(name) or not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+            fields.fault(key, f'"{name}" is no header', "give a name and one line of text")
+        elif name.lower() in _OWN_HEADERS:
+            fields.fault(key, f"{name} is what the answer itself says", "leave it out")
+        else:
+            found.append((name, value))
+    return tuple(found)

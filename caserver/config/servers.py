@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from caserver.config.addresses import is_host, is_wildcard, read_address
+from caserver.config.interfaces import Interface, expand, interfaces_here
 from caserver.config.reading import Reading
 from caserver.fields import Fault, Fields, Secret
 from caserver.internode.keyring import decode_secret
@@ -94,7 +95,7 @@ def _check_endpoints(reading: Reading, peers: Mapping[str, Peer]) -> None:
 def check_joins(reading: Reading, joins: Mapping[str, object], peers: Mapping[str, Peer], node_name: str) -> None:
     """Consul's ways to find other servers (``joins``): no effect beside peer blocks, a fault without them."""
     meant = {key: value for key, value in joins.items() if key != "bootstrap_expect" or _count(value) > 1}
-    if peers or reading.dev or reading.incomplete or not meant:
+    if peers or reading.dev or reading.incomplete or not meant or _joins_itself(reading, meant, node_name):
         reading.ignored.extend(joins)
         return
     reading.faults.append(
@@ -105,6 +106,36 @@ def check_joins(reading: Reading, joins: Mapping[str, object], peers: Mapping[st
             + _blocks_for(meant, node_name),
         )
     )
+
+
+def _joins_itself(reading: Reading, joins: Mapping[str, object], node_name: str) -> bool:
+    """Whether this is a single server's file all the same: it says that there is one, and names no other."""
+    given = reading.settings.values
+    says_one = _count(given.get("bootstrap_expect")) == 1 or given.get("bootstrap") is True
+    if not says_one or "bootstrap_expect" in joins:
+        return False
+    here = interfaces_here()
+    own = {str(each.address) for each in here} | {"localhost", node_name.lower(), reading.hostname.lower()}
+    for key in ("bind_addr", "advertise_addr", "advertise_addr_wan"):
+        own.add(_expanded(given.get(key), here).lower())
+    return all(
+        "provider=" in item or host in own or host.partition(".")[0] in {node_name.lower(), reading.hostname.lower()}
+        for item in _items(joins)
+        if (host := _host_of(_expanded(item, here)).lower())
+    )
+
+
+def _expanded(value: object, here: Sequence[Interface]) -> str:
+    try:
+        return expand(value, here) if isinstance(value, str) else ""
+    except ValueError:
+        return ""
+
+
+def _items(joins: Mapping[str, object]) -> list[str]:
+    """What the ways to join name, one after the other."""
+    lists = [value if isinstance(value, list) else [value] for key, value in joins.items() if key != "bootstrap_expect"]
+    return [item for items in lists for item in items if isinstance(item, str)]
 
 
 def read_secrets(reading: Reading, top: Fields, peers: Mapping[str, Peer]) -> tuple[Secret, ...]:
@@ -134,8 +165,7 @@ def _count(value: object) -> int:
 
 def _blocks_for(joins: Mapping[str, object], node_name: str) -> str:
     """The peer blocks that stand for Consul's ways to find servers, to be completed by the reader."""
-    lists = [value if isinstance(value, list) else [value] for key, value in joins.items() if key != "bootstrap_expect"]
-    hosts = dict.fromkeys(_host_of(item) for items in lists for item in items if isinstance(item, str))
+    hosts = dict.fromkeys(map(_host_of, _items(joins)))
     blocks = [(f"<node_name of {host}>", host) for host in hosts if is_host(host)]
     if not blocks:
         servers = max(_count(joins.get("bootstrap_expect")), 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from caserver.fields import Fields
 
 # Consul's spellings -> whether it is offered.
 _VERSIONS = {"tls10": False, "tls11": False, "tls12": True, "tls13": True}
+_NEWER = {"TLSv1_0": "tls10", "TLSv1_1": "tls11", "TLSv1_2": "tls12", "TLSv1_3": "tls13"}  # since Consul 1.12
 _MIN = "tls12"
 # Of the suites that Consul knows those with forward secrecy and authenticated encryption -> their names in OpenSSL.
 _SUITES = {
@@ -43,25 +45,53 @@ class TLSFiles:
 JudgeTLS = Callable[[TLSFiles], object]
 
 
+_FILES = ("cert_file", "key_file", "ca_file", "ca_path")
+_LAYERED = (*_FILES, "verify_incoming", "tls_min_version", "tls_cipher_suites")
+
+
+class _Layers:
+    """The keys of HTTPS: ``tls { https { } }`` over ``tls { defaults { } }``, as newer Consul has them, over the top level."""
+
+    def __init__(self, reading: Reading, top: Fields) -> None:
+        given = reading.section("tls", top.mapping("tls"))
+        newer = [reading.section(f"tls.{name}", given.mapping(name)) for name in ("https", "defaults")]
+        reading.done(given)
+        for fields in newer:
+            for key in _LAYERED:
+                fields.raw(key)  # known, whichever of them counts
+            reading.done(fields)
+            fields.faults = top.faults  # what is found from here on is told with what the top level has
+        self._layers = [*newer, top]
+
+    def of(self, key: str) -> Fields:
+        """The table that says what ``key`` is; the top level if none does."""
+        found = [fields for fields in self._layers if fields.has(key)]
+        self._layers[-1].raw(key)  # known there, whether it is overlaid or not
+        return found[0] if found else self._layers[-1]
+
+
 def read_tls(reading: Reading, top: Fields, judge_tls: JudgeTLS | None) -> TLSFiles | None:
     """The files, checked by ``judge_tls`` if all are there; None without a certificate, so without HTTPS."""
-    cert, key, ca = (_path(top, each, Path.is_file, "file") for each in ("cert_file", "key_file", "ca_file"))
-    ca_path = _path(top, "ca_path", Path.is_dir, "directory")
+    layers, before = _Layers(reading, top), len(top.faults)
+    cert, key, ca = (
+        _path(layers.of(each), each, Path.is_file, "file") for each in ("cert_file", "key_file", "ca_file")
+    )
+    ca_path = _path(layers.of("ca_path"), "ca_path", Path.is_dir, "directory")
+    sound = len(top.faults) == before
     # Each is asked for: the one that is left out would be unknown.
-    asked = [each for each in ("verify_incoming_https", "verify_incoming") if top.flag(each)]
-    suites, prefer = _suites(reading, top), top.flag("tls_prefer_server_cipher_suites")
-    min_version = _min_version(top)
+    asked = [each for each in ("verify_incoming_https", "verify_incoming") if layers.of(each).flag(each)]
+    suites, prefer = _suites(reading, layers), top.flag("tls_prefer_server_cipher_suites")
+    min_version = _min_version(layers)
     if (cert is None) != (key is None):
         missing = "key_file" if key is None else "cert_file"
         top.fault(missing, "missing", "HTTPS needs cert_file and key_file")
     if asked and (cert is None or (ca is None and ca_path is None)):
-        top.fault(asked[0], "needs cert_file, key_file and ca_file or ca_path", "set them, or leave it out")
+        problem = "needs cert_file, key_file and ca_file or ca_path"
+        layers.of(asked[0]).fault(asked[0], problem, "set them, or leave it out")
     if cert is None or key is None:
         return None
     found = TLSFiles(cert, key, ca, bool(asked), min_version, ca_path, suites, prefer)
-    if judge_tls is not None and not {"cert_file", "key_file", "ca_file", "ca_path"}.intersection(
-        fault.field for fault in top.faults
-    ):
+    if judge_tls is not None and sound:
         try:
             judge_tls(found)
         except InvalidConfig as exc:
@@ -69,22 +99,25 @@ def read_tls(reading: Reading, top: Fields, judge_tls: JudgeTLS | None) -> TLSFi
     return found
 
 
-def _min_version(top: Fields) -> str:
-    text = top.text("tls_min_version") or _MIN
+def _min_version(layers: _Layers) -> str:
+    fields = layers.of("tls_min_version")
+    given = fields.text("tls_min_version") or _MIN
+    text = _NEWER.get(given, given)
     if text not in _VERSIONS:
-        top.fault("tls_min_version", f'"{text}" is no version of TLS', "use tls12 or tls13")
+        fields.fault("tls_min_version", f'"{given}" is no version of TLS', "use tls12 or tls13")
     elif not _VERSIONS[text]:
-        top.fault("tls_min_version", f"{text} is not offered: it is broken", "use tls12 or tls13")
+        fields.fault("tls_min_version", f"{given} is not offered: it is broken", "use tls12 or tls13")
     return text if _VERSIONS.get(text) else _MIN
 
 
-def _suites(reading: Reading, top: Fields) -> tuple[str, ...]:
+def _suites(reading: Reading, layers: _Layers) -> tuple[str, ...]:
     """Those of the listed suites that are safe; the others are named in a warning, as long as any is left."""
-    listed = [each.strip() for each in (top.text("tls_cipher_suites") or "").split(",") if each.strip()]
+    fields = layers.of("tls_cipher_suites")
+    listed = [each for text in fields.texts("tls_cipher_suites") for each in re.split(r"[\s,]+", text) if each]
     safe = tuple(dict.fromkeys(_SUITES[each] for each in listed if each in _SUITES))
     left_out = [each for each in listed if each not in _SUITES]
     if listed and not safe:
-        top.fault(
+        fields.fault(
             "tls_cipher_suites",
             f"none of them is offered ({', '.join(left_out)})",
             "list suites with ECDHE and AES-GCM or ChaCha20, or leave it out to have them all",
@@ -94,10 +127,10 @@ def _suites(reading: Reading, top: Fields) -> tuple[str, ...]:
     return safe
 
 
-def _path(top: Fields, key: str, exists: Callable[[Path], bool], kind: str) -> Path | None:
-    text = top.text(key)
+def _path(fields: Fields, key: str, exists: Callable[[Path], bool], kind: str) -> Path | None:
+    text = fields.text(key)
     if not text:
         return None
     if not exists(Path(text)):
-        top.fault(key, f"{text} is not a {kind}", "check the path and its permissions")
+        fields.fault(key, f"{text} is not a {kind}", "check the path and its permissions")
     return Path(text)

@@ -1,9 +1,10 @@
 import json
 from collections.abc import Mapping
+from ipaddress import ip_network
 
 import pytest
 
-from caserver.api.origin import Hosts
+from caserver.api.origin import Hosts, Restrictions
 from caserver.api.routes import ROUTES
 from caserver.api.server import ApiServer, Listener
 from caserver.errors import Misdirected, PermissionDenied
@@ -129,3 +130,47 @@ async def test_the_edge_answers_421_and_403() -> None:
     assert (misled.status, foreign.status, own.status) == (421, 403, 200)
     assert "allowed_hosts" in misled.text
     assert world.log.state.index > index
+
+
+# -- what the operator closed
+
+
+async def restricted(world: World, restrictions: Restrictions) -> None:
+    await world.server.close()
+    world.server = ApiServer(world.node, [Listener("127.0.0.1", 0)], restrictions=restrictions)
+    await world.server.start()
+
+
+async def test_a_path_that_is_closed_is_closed_however_it_is_written() -> None:
+    async with running() as world:
+        await restricted(world, Restrictions(blocked=("/v1/agent/connect/",)))
+        refused = [
+            await world.fetch("GET", path)
+            for path in (LEAF, "/v1/agent/connect/ca/%72oots", "/v1/agent/connect/ca/leaf/a%20b")
+        ]
+        options = await world.fetch("OPTIONS", LEAF)
+        served = await world.fetch("GET", "/v1/connect/ca/roots")
+
+    assert [(each.status, each.text) for each in (*refused, options)] == [
+        (403, "Endpoint is blocked by agent configuration")
+    ] * 4
+    assert served.status == 200
+
+
+@pytest.mark.parametrize(("network", "status"), [("127.0.0.0/8", 400), ("10.0.0.0/8", 403), ("::/0", 403)])
+async def test_what_changes_something_comes_from_where_it_may(network: str, status: int) -> None:
+    async with running() as world:
+        await restricted(world, Restrictions(write_from=(ip_network(network),)))
+        written = await world.fetch("PUT", CONFIGURATION, body=b"x")
+        read = await world.fetch("GET", CONFIGURATION)
+
+    assert (written.status, read.status) == (status, 200)
+    assert status != 403 or written.text == "Access is restricted"
+
+
+async def test_every_answer_of_a_route_carries_the_headers_that_were_set() -> None:
+    async with running() as world:
+        await restricted(world, Restrictions(headers=(("X-Site", "a"),)))
+        answers = [await world.fetch(method, path) for method, path in (("GET", LEAF), ("PUT", LEAF), ("GET", "/nope"))]
+
+    assert [each.headers.get("X-Site") for each in answers] == ["a", "a", None]

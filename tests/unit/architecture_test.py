@@ -162,6 +162,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "agent_config",
             "consul_keys",
             "document",
+            "interfaces",
             "listeners",
             "reading",
             "servers",

@@ -198,3 +198,50 @@ def test_a_directory_yields_its_configuration_files_in_order(tmp_path: Path) -> 
     (tmp_path / "dir.hcl").mkdir()
 
     assert [path.name for path in document.files_of(tmp_path)] == ["a.hcl", "b.json"]
+
+
+def test_keys_may_be_quoted_as_consul_takes_them() -> None:
+    text = """
+    "datacenter" = "dc1"
+    http_config {
+      "response_headers" { "X-Site" = "a" "*" = "b" }
+    }
+    "ports" = { "http" = 1 }
+    # "not" = "a key"
+    list = [
+      "a",
+      "b" ]
+    peer "n1" { "address" = "x" }
+    text = <<EOF
+"inside" = "a heredoc"
+EOF
+    """
+
+    found = parse_hcl("x", text)
+
+    assert found.faults == ()
+    assert found.values == {
+        "datacenter": "dc1",
+        "http_config": {"response_headers": {"X-Site": "a", "*": "b"}},
+        "ports": {"http": 1},
+        "list": ["a", "b"],
+        "peer": {"n1": {"address": "x"}},
+        "text": '"inside" = "a heredoc"\n',
+    }
+    assert found.lines["datacenter",] == 2
+    assert found.lines["peer", "n1", "address"] == 11
+
+
+def test_a_key_is_the_same_with_and_without_quotes() -> None:
+    (fault,) = parse_hcl("x", 'a = 1\n"a" = 2').faults
+
+    assert str(fault) == "x:2: a: given twice (first on line 1); keep one of them"
+
+
+def test_blocks_that_consul_takes_several_times_are_a_list() -> None:
+    text = 'service {\n name = "a"\n check { id = 1 }\n check { id = 2 }\n}\nservice { name = "b" }'
+
+    found = parse_hcl("x", text)
+
+    assert found.faults == ()
+    assert found.values == {"service": [{"name": "a", "check": [{"id": 1}, {"id": 2}]}, {"name": "b"}]}

@@ -89,3 +89,36 @@ def test_what_cannot_be_listened_on_is_refused(tmp_path: Path, given: dict[str, 
 
     assert len(found) == 1
     assert found[0].startswith(f"0.json: {fault}")
+
+
+def test_what_the_operator_closes_is_read(tmp_path: Path) -> None:
+    config = load(
+        """
+        data_dir = "/d"
+        http_config {
+          block_endpoints       = ["/v1/agent/self"]
+          allow_write_http_from = ["10.0.0.0/8", "::1/128"]
+          response_headers      { "X-Site" = "a" }
+        }
+        """,
+        at=tmp_path,
+    )
+
+    assert config.http.block_endpoints == ("/v1/agent/self",)
+    assert [str(each) for each in config.http.write_from] == ["10.0.0.0/8", "::1/128"]
+    assert config.http.response_headers == (("X-Site", "a"),)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"allow_write_http_from": ["10.0.0.0/40"]}, 'allow_write_http_from: "10.0.0.0/40" is no network'),
+        ({"response_headers": {"a b": "x"}}, 'response_headers: "a b" is no header'),
+        ({"response_headers": {"X": "a\r\nb"}}, 'response_headers: "X" is no header'),
+        ({"response_headers": {"Content-Length": "1"}}, "response_headers: Content-Length is what the answer itself"),
+    ],
+)
+def test_a_restriction_that_cannot_be_kept_is_refused(tmp_path: Path, given: dict[str, object], fault: str) -> None:
+    (found,) = faults({**SINGLE, "http_config": given}, at=tmp_path)
+
+    assert found.startswith(f"0.json: http_config.{fault}")

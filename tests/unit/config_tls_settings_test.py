@@ -109,3 +109,49 @@ def test_a_ca_path_that_is_no_directory_is_a_fault(tmp_path: Path) -> None:
     assert faults(given, at=tmp_path) == [
         f"0.json: ca_path: {tmp_path}/c.pem is not a directory; check the path and its permissions"
     ]
+
+
+def test_the_newer_block_of_consul_lies_over_the_older_keys(tmp_path: Path) -> None:
+    older = pair(tmp_path)
+    (tmp_path / "other.pem").touch()
+    defaults = {"ca_file": older["cert_file"], "verify_incoming": True, "verify_outgoing": True, **older}
+    https = {
+        "verify_incoming": False,
+        "tls_min_version": "TLSv1_3",
+        "ca_file": str(tmp_path / "other.pem"),
+        "tls_cipher_suites": ["TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"],
+    }
+
+    over = load({**SINGLE, "tls": {"defaults": defaults, "https": https}}, at=tmp_path)
+    alone = load({**SINGLE, **older, "tls": {"defaults": {"verify_incoming": False}, "internal_rpc": {}}}, at=tmp_path)
+
+    assert over.tls == TLSFiles(
+        tmp_path / "c.pem",
+        tmp_path / "k.pem",
+        tmp_path / "other.pem",
+        verify_incoming=False,
+        min_version="tls13",
+        cipher_suites=("ECDHE-RSA-AES256-GCM-SHA384",),
+    )
+    assert alone.tls is not None
+    assert alone.tls.cert_file == tmp_path / "c.pem"
+
+
+@pytest.mark.parametrize(
+    ("tls", "fault"),
+    [
+        ({"https": {"cert_fil": "x"}}, '0.json: tls.https.cert_fil: unknown key; did you mean "cert_file"?'),
+        ({"htps": {}}, '0.json: tls.htps: unknown key; did you mean "https"?'),
+        ({"https": {"tls_min_version": "TLSv1_1"}}, "0.json: tls.https.tls_min_version: TLSv1_1 is not offered"),
+        ({"defaults": {"ca_file": "/nope"}}, "0.json: tls.defaults.ca_file: /nope is not a file"),
+        (
+            {"defaults": {"verify_incoming": True}},
+            "0.json: tls.defaults.verify_incoming: needs cert_file, key_file and",
+        ),
+    ],
+)
+def test_a_fault_in_the_newer_block_is_named_with_its_place(tmp_path: Path, tls: dict[str, object], fault: str) -> None:
+    found = faults({**SINGLE, "tls": tls}, at=tmp_path)
+
+    assert len(found) == 1
+    assert found[0].startswith(fault)
