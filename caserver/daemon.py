@@ -415,6 +415,7 @@ class _Agent:
             hosts=changed.hosts,
             restrictions=changed.restrictions,
         )
+        view.leader.own_token = config.acl.agent
         view.blocked.limit = config.limits.http_max_blocked_queries
         view.leaf_cache.max_entries = config.limits.leaf_cache_max
 

@@ -80,8 +80,13 @@ class Reloading:
         taken = RELOADABLE.intersection(changed)
         if (fresh.tls is None) != (current.tls is None):
             taken -= {"tls"}
+        # Of the tokens this node's own may change; with which ACLs were founded does not.
+        acl = replace(current.acl, agent=fresh.acl.agent)
+        if acl == fresh.acl:
+            taken |= {"acl"}
         kept = [_KEYS.get(name, name) for name in changed if name not in taken | _NOT_SETTINGS]
-        config = replace(current, warnings=fresh.warnings, **{name: getattr(fresh, name) for name in taken})
+        values = {name: getattr(fresh, name) for name in taken} | {"acl": acl}
+        config = replace(current, warnings=fresh.warnings, **values)
         return config, kept, front(config)
 
 

@@ -109,9 +109,9 @@ def _own(config: AgentConfig, contact_max: float) -> Document:
     port = config.peers[config.node_name].server_port if config.node_name in config.peers else config.ports.server
     return {
         "ACLDatacenter": config.datacenter,
-        "ACLDefaultPolicy": "allow",
-        "ACLDownPolicy": "extend-cache",
-        "ACLsEnabled": False,
+        "ACLDefaultPolicy": "allow" if config.acl.default_allow else "deny",
+        "ACLDownPolicy": "deny" if config.acl.down_deny else "extend-cache",
+        "ACLsEnabled": config.acl.enabled,
         "AdvertiseAddrLAN": host,
         "AdvertiseAddrWAN": host,
         "AutopilotLastContactThreshold": contact_text(contact_max),

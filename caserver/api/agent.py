@@ -16,11 +16,12 @@ from caserver.api.query import (
     initialized,
     metadata,
     patience,
+    site,
 )
 from caserver.authority.operations import servers
 from caserver.errors import InvalidCSR, InvalidQuery, InvalidRequest
 from caserver.leaf_cache import CachedLeaf
-from caserver.nodes_wire import Site, encode_self
+from caserver.nodes_wire import encode_self
 from caserver.pki.spiffe import ServiceID, is_other_identity, parse_service_uri
 from caserver.settings_wire import encode_settings
 from caserver.state.lifecycle import roots_index
@@ -59,7 +60,7 @@ async def get_self(node: NodeView, call: Call) -> Reply:
     status = await node.raft.status()
     found = servers(status, now=node.clock.now().timestamp())
     settings = encode_settings(node.settings(), contact_max=status.contact_max)
-    document = encode_self(settings, status, found, Site(node.datacenter, node.peers))
+    document = encode_self(settings, status, found, site(node))
     return Reply(Body(wire.render(document, pretty=call.options.pretty or node.dev)))
 
 

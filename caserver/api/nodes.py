@@ -8,7 +8,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from caserver import nodes_wire, wire
-from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state, metadata, patience
+from caserver.acl import NODE_READ
+from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state, metadata, patience, site
 from caserver.authority.operations import servers
 from caserver.environment import within
 from caserver.errors import InvalidQuery, InvalidRequest
@@ -23,9 +24,9 @@ async def get_members(node: NodeView, call: Call) -> Reply:
     segment = call.options.flags.get("segment", "")
     if segment not in {"", _ALL_SEGMENTS}:
         raise InvalidQuery("Network segments are not supported in this version of Consul")
-    found = await _seen(node)
+    found = await _readable(node, call, await _seen(node))
     wan = call.options.flags.get("wan", "") != ""
-    return _json(node, call, nodes_wire.encode_members(found, _site(node), wan=wan))
+    return _json(node, call, nodes_wire.encode_members(found, site(node), wan=wan))
 
 
 async def get_nodes(node: NodeView, call: Call) -> Reply:
@@ -33,7 +34,7 @@ async def get_nodes(node: NodeView, call: Call) -> Reply:
     check_datacenter(node, call.options)
     _refuse_filter(call)
     found, index, headers = await _watched(node, call)
-    nodes = nodes_wire.encode_nodes(found, _site(node), index=index)
+    nodes = nodes_wire.encode_nodes(found, site(node), index=index)
     wanted = call.options.flags.get("node-meta", "")
     key, _, value = wanted.partition(":")
     nodes = [each for each in nodes if not wanted or each["Meta"].get(key) == value]
@@ -62,8 +63,11 @@ def _refuse_filter(call: Call) -> None:
         )
 
 
-def _site(node: NodeView) -> nodes_wire.Site:
-    return nodes_wire.Site(node.datacenter, node.peers)
+async def _readable(node: NodeView, call: Call, found: ServersRead) -> ServersRead:
+    """Those of the servers that the caller may read of."""
+    caller = call.caller(node)
+    refusals = [await node.gate.refusal(caller, NODE_READ.of(each.name)) for each in found.servers]
+    return ServersRead(tuple(each for each, refusal in zip(found.servers, refusals, strict=True) if refusal is None))
 
 
 async def _seen(node: NodeView) -> ServersRead:
@@ -80,7 +84,7 @@ async def _watched(node: NodeView, call: Call) -> tuple[ServersRead, int, dict[s
         with node.blocked.slot(), suppress(TimeoutError):
             await within(node.clock, patience(options), _passed(node, options.index))
         found = await _look(node)
-    return found, node.roster.index, metadata(node, node.roster.index, stale=options.stale)
+    return await _readable(node, call, found), node.roster.index, metadata(node, node.roster.index, stale=options.stale)
 
 
 async def _look(node: NodeView) -> ServersRead:

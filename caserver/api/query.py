@@ -25,6 +25,7 @@ from caserver.fields import Secret, go_duration
 from caserver.forwarding.leader import Leader
 from caserver.leaf_cache import LeafCache
 from caserver.node_gate import NodeGate
+from caserver.nodes_wire import Site
 from caserver.raft.ports import Leadership
 from caserver.requests import Caller, ReadAt, ReadIndex
 from caserver.state.lifecycle import leader_of
@@ -205,6 +206,11 @@ class Reply:
     content_type: str = "application/json"
     status: int = 200
     pieces: Sequence[bytes] | None = None  # a body that is sent in chunks, as it is
+
+
+def site(node: NodeView) -> Site:
+    """What documents about servers say of their cluster."""
+    return Site(node.datacenter, node.peers, acls=node.settings().acl.enabled)
 
 
 _PLAIN_OPTIONS = Options()

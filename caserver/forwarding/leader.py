@@ -100,14 +100,14 @@ class Leader:
         patience: Patience | None = None,
         own_token: Secret | None = None,
     ) -> None:
-        """``own_token`` is what this node shows when it asks on its own behalf."""
+        """``own_token`` is what this node shows when it asks on its own behalf; it may be changed while it runs."""
         self._log = log
         self._execute = execute
         self._hop = hop
         self._clock = clock
         self._entropy = entropy
         self._patience = patience or Patience()
-        self._own_token = own_token
+        self.own_token = own_token
         self._held = 0
         self._held_bytes = 0
         self._rounds: dict[bool, asyncio.Task[Answer]] = {}  # reads that have not been sent yet
@@ -138,7 +138,7 @@ class Leader:
     async def _round(self, request: ReadIndex, until: float) -> Answer:
         async with self._round_locks[request.consistent]:
             del self._rounds[request.consistent]
-            own = Caller(token=self._own_token, source=self._log.leadership.node)
+            own = Caller(token=self.own_token, source=self._log.leadership.node)
             return await self._held_execute(own, request, until)
 
     async def _held_execute(self, caller: Caller, request: Request, until: float) -> Answer:

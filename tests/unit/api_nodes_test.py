@@ -13,6 +13,7 @@ from caserver.api.server import ApiServer, Listener
 from caserver.errors import ReloadFailed
 from caserver.raft.status import PeerStatus
 from tests.contract.world import Answered, World, running
+from tests.testkit.acl_world import MASTER, get, guarded, secret_of
 
 MEMBERS, NODES, CHECKS = "/v1/agent/members", "/v1/catalog/nodes", "/v1/health/node/"
 GONE = PeerStatus(connected=False, voter=True, last_contact=None, steady_for=1.0, last_index=0, last_term=0)
@@ -321,3 +322,28 @@ async def test_only_post_is_a_question() -> None:
         answered = await world.fetch("GET", "/v1/agent/connect/authorize")
 
     assert (answered.status, answered.headers["Allow"]) == (405, "OPTIONS,POST")
+
+
+# -- with access control
+
+
+async def test_a_caller_sees_the_servers_that_it_may_read_of() -> None:
+    async with guarded(dev=False) as world:
+        own = await secret_of(world, 'node "n1" { policy = "read" }')
+        most = await secret_of(world, 'node_prefix "" { policy = "read" } node "n2" { policy = "deny" }')
+        seen = {
+            (token, path): read(await get(world, path, token))
+            for token in (own, most, MASTER)
+            for path in (MEMBERS, NODES, f"{CHECKS}n2")
+        }
+        refused = await get(world, MEMBERS, token="")
+
+    assert [[each["Name"] for each in seen[token, MEMBERS]] for token in (own, most, MASTER)] == [
+        ["n1"],
+        ["n1", "n3"],
+        ["n1", "n2", "n3"],
+    ]
+    assert [len(seen[token, NODES]) for token in (own, most, MASTER)] == [1, 2, 3]
+    assert [len(seen[token, f"{CHECKS}n2"]) for token in (own, most, MASTER)] == [0, 0, 1]
+    assert seen[MASTER, MEMBERS][0]["Tags"]["acls"] == "1"
+    assert (refused.status, refused.text) == (403, "Permission denied")

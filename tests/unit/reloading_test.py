@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from caserver.config.agent_config import AgentConfig
 from caserver.environment import InlineWorkers
 from caserver.errors import InvalidConfig, ReloadFailed
+from caserver.fields import Secret
 from caserver.listeners import Front
 from caserver.reloading import Reloading
 from tests.testkit.web_certs import WebCA
@@ -123,3 +124,26 @@ async def test_a_reload_during_the_start_waits_for_its_end() -> None:
     await waiting
 
     assert [each.log_level for each in agent.taken] == ["warn"]
+
+
+async def test_of_the_tokens_the_agents_own_may_change() -> None:
+    tokens = {"acl__enabled": True, "acl__default_policy": "deny"}
+    agent, fresh = Agent(), config(**tokens, acl__tokens__agent="b" * 36)
+    held = reloading(agent, config(**tokens, acl__tokens__agent="a" * 36), lambda: fresh)
+
+    with capture_logs() as lines:
+        await held.reload()
+
+    assert held.config.acl.agent == Secret("b" * 36)
+    assert [line["event"] for line in lines] == ["settings reloaded"]
+
+
+async def test_how_access_is_controlled_does_not_change_while_it_runs() -> None:
+    agent, fresh = Agent(), config(acl__enabled=True, acl__default_policy="deny", acl__tokens__agent="b" * 36)
+    held = reloading(agent, config(), lambda: fresh)
+
+    with capture_logs() as lines:
+        await held.reload()
+
+    assert not held.config.acl.enabled
+    assert lines[-2]["event"] == "acl: changed, and kept as it was: restart the agent to use it"
