@@ -315,7 +315,13 @@ class ReplicatedLog(Generic[Command, State, Result]):
 
     def _alarm(self) -> None:
         self._timer = None
-        self._turn()
+        if self._engine is None or self._stopped:
+            return
+        due = self._engine.next_wakeup()
+        if due > self._clock.monotonic():
+            self._set_alarm(due)  # what it was set for was done, or put off, before
+        else:
+            self._turn()
 
     def _tell_operator(self, engine: Engine) -> None:
         if engine.standing is not self._standing:

@@ -50,7 +50,6 @@ _FIELDS = (
     "lastResponseTime",
     "newAppendEntriesTime",
     "noopIDx",
-    "otherNodes",
     "raftCommitIndex",
     "raftCurrentTerm",
     "raftElectionDeadline",
@@ -388,10 +387,9 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
 
     def _held_by_majority(self) -> int:
         """The last index that a majority holds, this node with it."""
-        last, matches = self.last()[1], self._SyncObj__raftMatchIndex
-        held = sorted((matches[each] for each in self._SyncObj__otherNodes), reverse=True)
-        needed = (len(held) + 1) // 2  # of the others, to be more than half with this node
-        return min(last, held[needed - 1]) if needed else last
+        last, held = self.last()[1], sorted(self._SyncObj__raftMatchIndex.values())
+        needed = (len(self._peers) + 1) // 2  # of the others, to be more than half with this node
+        return min(last, held[-needed]) if needed else last
 
     def _count_commits(self) -> None:
         """Commit what a majority holds up to an entry of this term: terms only grow along the log."""
@@ -405,9 +403,9 @@ class Core(SyncObj):  # type: ignore[misc] # pysyncobj carries no types
 
     def _require_quorum(self, now: float) -> None:
         """A leader that a majority has not answered for an election timeout leads nobody."""
-        heard, others = self._SyncObj__lastResponseTime, self._SyncObj__otherNodes
-        alive = 1 + sum(heard[each] > now - self._fallback for each in others)
-        if 2 * alive <= len(others) + 1:
+        since = now - self._fallback
+        alive = 1 + sum([at > since for at in self._SyncObj__lastResponseTime.values()])
+        if 2 * alive <= len(self._peers) + 1:
             self._SyncObj__setState(_FOLLOWER)
             self._SyncObj__raftLeader = None
 

@@ -372,3 +372,38 @@ def test_a_peer_that_is_back_counts_with_what_its_clock_says_now():
     lab.walls["B"] = 60.0
     lab.run(2.5)
     assert round(lab["A"].engine.leadership().clock_offset) == -60
+
+
+# -- answers that ask for a tick
+
+
+def test_of_a_majority_that_answers_the_first_asks_for_a_tick_and_the_rest_for_none():
+    lab = Lab("ABCDE")
+    leader = lab.await_leader()
+    lab.settle()
+    leader.propose("x")
+    followers = [name for name in lab.names if name != leader.name]
+    due = []
+    for name in followers:
+        lab.deliver(leader.name, name)
+        lab[name].engine.tick()
+        answer = lab.wire.queues[(name, leader.name)].popleft()
+        due.append(leader.engine.receive(name, answer))
+        if due[-1]:
+            leader.engine.tick()
+    assert due == [False, True, False, False]
+    assert leader.outcomes == [Committed(1)]
+
+
+def test_a_follower_that_fell_behind_is_fed_on_its_answers():
+    lab = Lab("ABC")
+    leader = lab.await_leader()
+    lab.settle()
+    behind = next(name for name in lab.names if name != leader.name)
+    lab.cut(behind)
+    for number in range(3):
+        leader.propose(f"x{number}")
+        lab.run(0.01)
+    lab.mend()
+    lab.run(TIMING.heartbeat * 3)
+    assert lab[behind].machine.state == ("x0", "x1", "x2")
