@@ -73,6 +73,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         BREAKS,
         "error configuring provider: error parsing private key: unknown PEM block type for signing key: CERTIFICATE",
     ),
+    Difference(("c07-master-config-put-badprov",), 400, MISTAKE),
     Difference(("c02-cfg-expired-fresh",), 400, BREAKS, "RootCert: expired at 2026-11-22T11:25:51Z"),
     Difference(("c02-cfg-wrongtd-fresh",), 400, BREAKS, "RootCert: its URI names are 'spiffe://other.consul'"),
     Difference(("c02-cfg-skip-validate-leaf-short",), 400, BREAKS, "Config.SkipValidate: would switch the checks"),

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from caserver.pki.spiffe import cluster_id_of_root
+from tests.contract.acl_recordings import grant
 from tests.contract.differences import Difference, difference
 from tests.contract.recordings import REQUESTS, in_scope
 from tests.contract.world import CLUSTER_ID, Answered, World, running
+from tests.testkit.acl_world import ON
 from tests.testkit.keys import key_pem
 
 CONFIGURATION = "/v1/connect/ca/configuration"
@@ -31,6 +33,8 @@ def setting(recording: dict[str, Any]) -> dict[str, Any]:
         return {"dev": False, "node": "n2" if "-leader-" in name else "n1", "leader": "n2"}
     if name.startswith(("c05-disabled", "c05-enabled", "c05-redisabled")):
         return {"dev": False, "enabled": "enabled-later" in name}
+    if name.startswith("c07"):
+        return {"acl": ON}
     before = SENT_BEFORE.get(name) or REFUSED_BEFORE.get(name)
     cluster_id = CLUSTER_ID if "wrongtd" in name else operators_cluster(before or recording["request"]["body"])
     return {"dev": not name.startswith("c05-restart"), "cluster_id": cluster_id, "config": started_with(name)}
@@ -140,6 +144,8 @@ async def primed_path(world: World, recording: dict[str, Any], path: str) -> str
     blocking = asked is not None and recorded is not None and asked[1] != "0"
     if (headers.get("X-Cache") != "HIT" and not blocking) or "just-after-rotation" in recording["name"]:
         return path
+    if recording["name"].startswith("c07"):
+        return path  # done with the token that it takes
     first = await world.fetch("GET", path.partition("?")[0])
     if asked is None or recorded is None or not blocking:
         return path
@@ -151,7 +157,8 @@ def assert_same_headers(recording: dict[str, Any], answered: Answered, expected:
     if expected is not None and not expected.headers:
         return
     recorded = {name: value for name, value in recording["response"]["headers"] if name not in NEVER_COMPARED}
-    if recorded.pop("Transfer-Encoding", None):  # Go switches to chunks above 2 KiB
+    streamed = answered.headers.get("Transfer-Encoding") == "chunked"
+    if not streamed and recorded.pop("Transfer-Encoding", None):  # Go switches to chunks above 2 KiB
         recorded["Content-Length"] = "0"
     if "X-Consul-Knownleader" in recorded:  # Consul says false even on the leader
         recorded["X-Consul-Knownleader"] = "false" if "noquorum" in recording["name"] else "true"
@@ -168,7 +175,7 @@ def assert_same_headers(recording: dict[str, Any], answered: Answered, expected:
             assert re.fullmatch(r"\d+", found[name])
         else:
             assert (name, found[name]) == (name, value)
-    if recording["request"]["method"] != "HEAD":
+    if recording["request"]["method"] != "HEAD" and not streamed:
         assert int(found["Content-Length"]) == len(answered.body)
 
 
@@ -196,6 +203,8 @@ def _json_type(value: Any) -> type:
 
 
 def assert_same_body(recording: dict[str, Any], answered: Answered, expected: Difference | None) -> None:
+    if answered.headers.get("Content-Type") == "application/x-gzip":
+        return  # an archive, of which the headers were compared
     text = str(recording["response"]["body"])
     if expected is not None:
         wanted = text if expected.text is None else expected.text
@@ -221,6 +230,8 @@ async def test_a_recorded_request_is_answered_as_consul_answered_it(name: str) -
     request, response = recording["request"], recording["response"]
     headers = {key: value for key, value in request["headers"] if key not in {"Host", "Content-Length"}}
     async with running(**setting(recording)) as world:
+        if name.startswith("c07"):
+            await grant(world, recording)
         path, body = await prepared(world, recording)
         started = world.clock.monotonic()
         advance = VIRTUAL_SECONDS if response["elapsed_s"] >= 1 or "noquorum" in name else 0.0
