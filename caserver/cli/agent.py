@@ -33,9 +33,42 @@ _KEY_OF_FLAG = {
     "server-port": "ports.server",
 }
 # Flags of `consul agent` that a start script may carry, for the same keys in a file.
-_CONSUL_VALUES = {"advertise": "advertise_addr", "bootstrap-expect": "bootstrap_expect", "domain": "domain"}
-_CONSUL_LISTS = {"join": "start_join", "retry-join": "retry_join"}
-_CONSUL_SWITCHES = {"bootstrap": "bootstrap", "server": "server", "ui": "ui"}
+_CONSUL_VALUES = {
+    "advertise": "advertise_addr",
+    "advertise-wan": "advertise_addr_wan",
+    "bootstrap-expect": "bootstrap_expect",
+    "dns-port": "ports.dns",
+    "domain": "domain",
+    "encrypt": "encrypt",
+    "grpc-port": "ports.grpc",
+    "log-file": "log_file",
+    "node-id": "node_id",
+    "pid-file": "pid_file",
+    "raft-protocol": "raft_protocol",
+    "retry-interval": "retry_interval",
+    "retry-max": "retry_max",
+    "serf-lan-port": "ports.serf_lan",
+    "serf-wan-port": "ports.serf_wan",
+    "ui-content-path": "ui_content_path",
+}
+_CONSUL_LISTS = {
+    "join": "start_join",
+    "join-wan": "start_join_wan",
+    "node-meta": "node_meta",
+    "recursor": "recursors",
+    "retry-join": "retry_join",
+    "retry-join-wan": "retry_join_wan",
+}
+_CONSUL_SWITCHES = {
+    "bootstrap": "bootstrap",
+    "disable-host-node-id": "disable_host_node_id",
+    "enable-local-script-checks": "enable_local_script_checks",
+    "enable-script-checks": "enable_script_checks",
+    "server": "server",
+    "syslog": "enable_syslog",
+    "ui": "ui",
+}
+_CONSUL_ABOUT_PEERS = {"bootstrap-expect", "join", "join-wan", "retry-join", "retry-join-wan"}
 _CONSUL_NO_EFFECT = "No effect; accepted so that a start script can be kept."
 _CONSUL_PEERS = "No effect beside peer blocks, which replace it; refused without them."
 
@@ -78,15 +111,14 @@ _SETTINGS = (
     ),
     Flag("server-port", "Port of Raft. The default is 8300.", placeholder="port"),
 )
-_CONSUL = (
-    Flag("advertise", _CONSUL_NO_EFFECT),
-    Flag("bootstrap", _CONSUL_NO_EFFECT, takes=Takes.NOTHING),
-    Flag("bootstrap-expect", _CONSUL_PEERS, placeholder="number"),
-    Flag("domain", _CONSUL_NO_EFFECT),
-    Flag("join", _CONSUL_PEERS, takes=Takes.VALUES),
-    Flag("retry-join", _CONSUL_PEERS, takes=Takes.VALUES),
-    Flag("server", _CONSUL_NO_EFFECT, takes=Takes.NOTHING),
-    Flag("ui", _CONSUL_NO_EFFECT, takes=Takes.NOTHING),
+_CONSUL = tuple(
+    Flag(name, _CONSUL_PEERS if name in _CONSUL_ABOUT_PEERS else _CONSUL_NO_EFFECT, takes=takes)
+    for name, takes in sorted(
+        [(name, Takes.VALUE) for name in _CONSUL_VALUES]
+        + [(name, Takes.VALUES) for name in _CONSUL_LISTS]
+        + [(name, Takes.NOTHING) for name in _CONSUL_SWITCHES],
+        key=lambda each: each[0],
+    )
 )
 _AGENT_FLAGS = (
     ("Configuration (every key also has a variable: CASERVER_PORTS_HTTP is ports.http)", (*SOURCES, *_SETTINGS)),

@@ -89,3 +89,18 @@ IGNORED: dict[str, frozenset[str]] = {
 
 # Ways to find other servers, all replaced by peer blocks: meaningless beside them, an error without them.
 JOIN_KEYS = ("retry_join", "start_join", "retry_join_wan", "start_join_wan", "bootstrap_expect")
+
+# Keys that open or close a door in older versions of Consul, and how that is written now.
+REFUSED: dict[str, str] = {
+    "acl_agent_master_token": "the agent has no token of its own making; leave it out",
+    "acl_agent_token": "write acl { tokens { agent = ... } }",
+    "acl_datacenter": "write acl { enabled = true }; there is one datacenter",
+    "acl_default_policy": "write acl { default_policy = ... }",
+    "acl_down_policy": "write acl { down_policy = ... }",
+    "acl_enforce_version_8": "leave it out: the agent and its nodes are always asked about",
+    "acl_master_token": "write acl { tokens { initial_management = ... } }",
+    "acl_replication_token": "leave it out: tokens are replicated among the servers anyway",
+    "acl_token": "give the anonymous token the policies that it shall have, with caserver acl token update",
+    "acl_ttl": "leave it out: every server holds tokens and policies itself",
+    "enable_acl_replication": "leave it out: tokens are replicated among the servers anyway",
+}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from caserver.config.consul_keys import IGNORED, JOIN_KEYS
+from caserver.config.consul_keys import IGNORED, JOIN_KEYS, REFUSED
 from caserver.config.sources import Settings
 from caserver.errors import InvalidConfig
 from caserver.fields import Fault, Fields
@@ -37,7 +37,11 @@ class Reading:
 
     def top(self) -> Fields:
         """The keys outside every table."""
-        return self._fields("", self.settings.values, skipped=set(JOIN_KEYS))
+        given = self.settings.values
+        self.faults.extend(
+            Fault(key, "is not read here", remedy) for key, remedy in REFUSED.items() if given.get(key) is not None
+        )
+        return self._fields("", given, skipped={*JOIN_KEYS, *REFUSED})
 
     def section(self, name: str, given: Mapping[str, object]) -> Fields:
         """The keys of one table by its dotted name; ``done`` has to follow."""

@@ -19,6 +19,8 @@ from tests.testkit.web_certs import WebCA
 FILES = Path(__file__).parent / "data" / "consul_files"
 SINGLE = sorted((FILES / "single").iterdir())
 CLUSTER = sorted((FILES / "cluster").iterdir())
+# Of a start script, beside the files.
+FLAGS = ("-server", "-ui", "-encrypt=x", "-pid-file", "/run/consul.pid", "-retry-max=3", "-node-meta", "rack:1")
 SECRET = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 
 
@@ -57,6 +59,7 @@ def test_what_a_file_means_here_is_in_force(tmp_path: Path) -> None:
     guide = load(placed(FILES / "single" / "deployment_guide.hcl", tmp_path))
     kubernetes = load(placed(FILES / "single" / "kubernetes.json", tmp_path))
     cloud = load(placed(FILES / "single" / "cloud.hcl", tmp_path))
+    acl = load(placed(FILES / "single" / "acl.json", tmp_path))
 
     assert guide.tls is not None
     assert (guide.tls.verify_incoming, guide.tls.cipher_suites) == (True, ("ECDHE-ECDSA-AES128-GCM-SHA256",))
@@ -65,6 +68,8 @@ def test_what_a_file_means_here_is_in_force(tmp_path: Path) -> None:
     assert kubernetes.tls is not None
     assert (kubernetes.tls.verify_incoming, kubernetes.tls.min_version) == (False, "tls12")
     assert kubernetes.exposed == ("0.0.0.0",)  # noqa: S104 - as the file has it
+    assert acl.acl.initial_management is not None
+    assert (acl.acl.enabled, acl.acl.default_allow) == (True, False)
     assert (cloud.listen.http, cloud.connect.authorize_default) == ((LOOPBACK,), "deny")
 
 
@@ -107,6 +112,20 @@ def test_who_names_another_server_is_none_of_its_own(tmp_path: Path, joins: dict
         load(file)
 
 
+def test_access_control_in_the_older_keys_is_refused_not_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "n.json"
+    older = {"acl_master_token": "x" * 36, "acl_default_policy": "deny", "acl_datacenter": "dc1"}
+    file.write_text(json.dumps({"data_dir": str(tmp_path / "d"), **older}))
+
+    with pytest.raises(InvalidConfig) as caught:
+        load(file)
+
+    lines = caught.value.detail.splitlines()
+    assert len(lines) == 3
+    assert any("acl { tokens { initial_management = ... } }" in line for line in lines)
+    assert "xxx" not in caught.value.detail
+
+
 def test_a_node_that_was_started_with_such_a_file_serves(tmp_path: Path) -> None:
     file = placed(FILES / "single" / "configuration_management.json", tmp_path)
     http, server, forward = free_ports(3)
@@ -114,7 +133,7 @@ def test_a_node_that_was_started_with_such_a_file_serves(tmp_path: Path) -> None
     ports.write_text(json.dumps({"ports": {"http": http, "server": server, "forward": forward}}))
     node = Node("lab-1", tmp_path, http_port=http, server_port=server, forward_port=forward)
     with (tmp_path / "log").open("wb") as log:
-        command = agent_command("agent", f"-config-file={file}", f"-config-file={ports}", "-server", "-ui")
+        command = agent_command("agent", f"-config-file={file}", f"-config-file={ports}", *FLAGS)
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         leaf = wait_for("a leaf", lambda: node.try_get("/v1/agent/connect/ca/leaf/web"))
