@@ -46,11 +46,11 @@ def floor(directory: Path, names: Sequence[str], *, flushed: bool) -> float:
             links.append(NodeIdentity(KEYRING, leader, NAMES).client_context().wrap_socket(connection))
         return statistics.median(lead(directory / leader, links, flushed=flushed))
     finally:
-        for link in links:
-            link.close()
         for process in followers:
             process.kill()
             process.join()
+        for link in links:
+            link.close()
 
 
 def lead(file: Path, links: Sequence[ssl.SSLSocket], *, flushed: bool) -> list[float]:
