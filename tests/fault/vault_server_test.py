@@ -103,7 +103,7 @@ async def refusal(provider: Provider) -> str:
     (failed,) = await provider.sign_leaves([order()])
     assert isinstance(failed, ProviderUnavailable), failed
     tended = await provider.tend(now())
-    assert tended.troubles == (("vault-unavailable", failed.detail),)
+    assert tended.troubles == (("VaultUnavailable", failed.detail),)
     assert tended.next_in < 30
     with pytest.raises(ProviderUnavailable) as caught:
         await provider.inspect()

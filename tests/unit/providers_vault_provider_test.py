@@ -170,6 +170,21 @@ async def test_a_mount_of_another_kind_is_refused(vault: VaultLab, which: str) -
     assert ("RootPKIPath" in detail) == (which == "root")
 
 
+@pytest.mark.parametrize("which", ["root", "intermediate"])
+async def test_a_path_inside_another_engine_is_refused(vault: VaultLab, which: str) -> None:
+    around = vault.server.mount(unique("around"))
+    detail = await told(vault, vault.configuration(**cast("dict[str, Any]", {which: f"{around}/inside"})))
+    assert detail.splitlines()[0] == f"error configuring provider: nothing can be mounted at {around}/inside"
+    assert f"the pki engine {around} lies around it" in detail
+
+
+async def test_a_path_around_another_engine_is_told_by_the_step_that_meets_it(vault: VaultLab) -> None:
+    path = unique("around")
+    vault.server.mount(f"{path}/inside")
+    with pytest.raises(ProviderRefused, match="another engine is mounted above or below it"):
+        await prepared_on(vault, vault.configuration(intermediate=path))
+
+
 async def test_a_namespace_that_is_not_there_is_refused(vault: VaultLab) -> None:
     with pytest.raises(CaserverError) as caught:
         await vault.provider(vault.configuration(root_pki_namespace="nowhere")).inspect()
@@ -350,7 +365,7 @@ async def test_an_issuer_that_was_deleted_is_told_and_made_anew(vault: VaultLab)
     (refused,) = await provider.sign_leaves([order()])
     assert isinstance(refused, ProviderRefused)
     assert "the issuer does not exist" in refused.detail
-    assert [code for code, _ in (await provider.tend(now())).troubles] == ["vault-issuer-missing"]
+    assert [code for code, _ in (await provider.tend(now())).troubles] == ["VaultIssuerMissing"]
     renewed = await provider.prepare(now=now(), epoch=2)
     assert renewed.root_pem == prepared.root_pem
     await signed_by(vault, configuration, renewed)

@@ -84,7 +84,7 @@ async def test_a_token_is_renewed_again_and_again(vault: VaultLab) -> None:
 async def test_a_token_that_cannot_be_renewed_is_announced_with_its_end(vault: VaultLab) -> None:
     token = vault.server.restricted_token(EVERYTHING, renewable=False)
     tended = await (await bound(vault, vault.configuration(), token=Secret(token))).tend(now())
-    assert codes(tended) == ["vault-token-expiring"]
+    assert codes(tended) == ["VaultTokenExpiring"]
     assert "cannot be renewed and expires at" in tended.troubles[0][1]
 
 
@@ -93,10 +93,10 @@ async def test_a_token_at_the_end_of_its_longest_life_is_announced_before_it_end
     provider = await bound(vault, vault.configuration(), token=Secret(token))
     assert (await provider.tend(now())).troubles == ()
     tended = await until(provider, lambda tended: tended.troubles != ())
-    assert codes(tended) == ["vault-token-expiring"]
+    assert codes(tended) == ["VaultTokenExpiring"]
     assert "reaches the end of its longest life" in tended.troubles[0][1]
     assert await signs(provider)
-    await until(provider, lambda tended: codes(tended) == ["vault-token-rejected"])
+    await until(provider, lambda tended: codes(tended) == ["VaultTokenRejected"])
     assert not await signs(provider)
 
 
@@ -104,7 +104,7 @@ async def test_a_renewal_that_is_not_allowed_is_told(vault: VaultLab) -> None:
     policy = EVERYTHING + 'path "auth/token/renew-self" { capabilities = ["deny"] }'
     token = vault.server.restricted_token(policy)
     tended = await (await bound(vault, vault.configuration(), token=Secret(token))).tend(now())
-    assert codes(tended) == ["vault-token-expiring"]
+    assert codes(tended) == ["VaultTokenExpiring"]
     assert "was not renewed (permission denied)" in tended.troubles[0][1]
 
 
@@ -139,7 +139,7 @@ async def test_a_file_that_vanished_from_this_node_is_no_fault_of_who_wants_a_le
     (tmp_path / "token").unlink()
     with pytest.raises(ProviderUnavailable, match='TokenFile: "token" does not exist on this node'):
         await provider.sign_leaves([order()])
-    assert codes(await provider.tend(now())) == ["vault-misconfigured"]
+    assert codes(await provider.tend(now())) == ["VaultMisconfigured"]
     (tmp_path / "token").write_text(vault.server.token)
     assert await signs(provider)
     lab.close()
@@ -154,7 +154,7 @@ async def test_another_default_root_is_told_and_the_active_one_goes_on(vault: Va
     )
     vault.server.ask("POST", f"{root}/config/issuers", {"default": made["issuer_id"]})
     tended = await provider.tend(now())
-    assert codes(tended) == ["vault-root-changed"]
+    assert codes(tended) == ["VaultRootChanged"]
     assert await signs(provider)
     found = await vault.provider(configuration).inspect()
     assert found.root_pem is not None
@@ -166,7 +166,7 @@ async def test_a_root_path_that_lost_its_root_is_told(vault: VaultLab) -> None:
     provider = await bound(vault, configuration)
     root, _ = path_of(configuration)
     vault.server.ask("DELETE", f"{root}/issuer/default")
-    assert codes(await provider.tend(now())) == ["vault-root-changed"]
+    assert codes(await provider.tend(now())) == ["VaultRootChanged"]
     assert await signs(provider)
 
 
@@ -175,7 +175,7 @@ async def test_an_intermediate_that_nobody_renewed_is_told(vault: VaultLab) -> N
     provider = vault.provider(
         CAConfiguration("vault", {}, Effective(leaf_ttl=9000 * HOUR), vault=configuration.vault), listed(prepared)
     )
-    assert codes(await provider.tend(now())) == ["vault-intermediate-expiring"]
+    assert codes(await provider.tend(now())) == ["VaultIntermediateExpiring"]
 
 
 async def test_a_revoked_token_is_told_and_a_new_one_heals(vault: VaultLab) -> None:
@@ -185,6 +185,6 @@ async def test_a_revoked_token_is_told_and_a_new_one_heals(vault: VaultLab) -> N
     assert (await provider.tend(now())).troubles == ()
     vault.server.ask("POST", "auth/token/revoke", {"token": token})
     tended = await provider.tend(now())
-    assert codes(tended) == ["vault-token-rejected"]
+    assert codes(tended) == ["VaultTokenRejected"]
     assert token not in str(tended)
     assert tended.next_in < 30

@@ -29,6 +29,7 @@ class Presence(Enum):
     MOUNTED = auto()
     FREE = auto()
     HIDDEN = auto()  # nothing there, or nothing that this token may see
+    ENCLOSED = auto()  # below the path of another engine, so that nothing can be mounted there
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Mount:
 
     presence: Presence
     kind: str = ""  # "pki", "kv", ...
-    description: str = ""
+    description: str = ""  # of an enclosed path: the path of the engine around it
     managed: bool = False
 
 
@@ -69,15 +70,16 @@ class PKIEngine:
 
     async def mount(self) -> Mount:
         """What lies at the path: asked as an administrator of mounts, else as a mere user of what is below."""
-        answer = await self._call("get", f"sys/mounts/{self.path}")
-        if answer.ok:
-            return _mounted(answer.data, managed=True)
-        if not answer.denied:
+        managing = await self._call("get", f"sys/mounts/{self.path}")
+        if not managing.ok and not managing.denied:
             return Mount(Presence.FREE, managed=True)
-        answer = await self._call("get", f"sys/internal/ui/mounts/{self.path}")
-        if not answer.ok or str(answer.data.get("path", "")).strip("/") != self.path:
-            return Mount(Presence.HIDDEN)
-        return _mounted(answer.data, managed=False)
+        using = await self._call("get", f"sys/internal/ui/mounts/{self.path}")
+        found = str(using.data.get("path", "")).strip("/")
+        if using.ok and found != self.path:
+            return Mount(Presence.ENCLOSED, str(using.data.get("type", "")), found)
+        if managing.ok:
+            return _mounted(managing.data, managed=True)
+        return _mounted(using.data, managed=False) if using.ok else Mount(Presence.HIDDEN)
 
     async def create(self, description: str) -> None:
         """Mount the engine; somebody else having done so in the meantime is no error."""
@@ -87,7 +89,7 @@ class PKIEngine:
             "config": {"max_lease_ttl": _FOREVER, "default_lease_ttl": _FOREVER},
         }
         answer = await self._call("post", f"sys/mounts/{self.path}", body)
-        if Reason.PATH_IN_USE not in answer.reasons:
+        if Reason.PATH_IN_USE not in answer.reasons or (await self.mount()).presence is not Presence.MOUNTED:
             self._accept(answer, "post", f"sys/mounts/{self.path}")
 
     async def remove(self) -> None:

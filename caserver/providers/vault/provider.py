@@ -247,7 +247,7 @@ class VaultProvider:
         try:
             session = self._session
         except InvalidConfig as exc:
-            return Tended(next_in=LOOK_SOON, troubles=(("vault-misconfigured", exc.detail),))
+            return Tended(next_in=LOOK_SOON, troubles=(("VaultMisconfigured", exc.detail),))
         if self._upkeep is None:
             self._upkeep = Upkeep(
                 session,
@@ -484,6 +484,11 @@ def _mount_faults(key: str, where: str, mount: Mount, engine: PKIEngine) -> list
         line = preflight.Need(engine.namespace, f"sys/mounts/{engine.path}", ("read", "update", "delete")).line
         remedy = f"mount a pki engine there, or have it mounted: {line}"
         return [Fault(key, f"{where} is not mounted, or the token has no permission below it", remedy, heading)]
+    if mount.presence is Presence.ENCLOSED:
+        heading = f"{_HEADING}nothing can be mounted at {where}"
+        return [
+            Fault(key, f"the {mount.kind} engine {mount.description} lies around it", "give a path beside it", heading)
+        ]
     if mount.presence is Presence.MOUNTED and mount.kind != "pki":
         heading = f"{_HEADING}{where} is a {mount.kind} mount"
         return [

@@ -45,7 +45,7 @@ class Reason(StrEnum):
     NO_DEFAULT_ISSUER = "no issuer is the default there"
     UNKNOWN_ISSUER = "the issuer does not exist (any more)"
     NAME_IN_USE = "the name is in use already"
-    PATH_IN_USE = "the path is in use already"
+    PATH_IN_USE = "the path is in use already, or another engine is mounted above or below it"
     NO_SUCH_MOUNT = "nothing is mounted there"
     UNKNOWN_NAMESPACE = "the namespace does not exist"
     UNKNOWN_ROLE = "the role does not exist"

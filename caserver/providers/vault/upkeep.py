@@ -13,8 +13,8 @@ from caserver.pki.certificates import describe
 from caserver.providers.vault.engine import PKIEngine
 from caserver.providers.vault.session import Answer, Lease, VaultSession
 
-LOOK_AGAIN = 30.0  # seconds while all is well
-LOOK_SOON = 5.0  # while something is not
+LOOK_AGAIN = 10.0  # seconds while all is well
+LOOK_SOON = 3.0  # while something is not
 RENEW_AT = 1 / 3  # of a lease left: time for several tries
 
 Trouble = tuple[str, str]
@@ -51,21 +51,21 @@ class Upkeep:
         """One round: troubles, when to come again, and when the token ends."""
         try:
             troubles = await self._token(now)
-            if not troubles or troubles[0][0] != "vault-token-rejected":
+            if not troubles or troubles[0][0] != "VaultTokenRejected":
                 troubles += [*await self._root_troubles(), *await self._signer_troubles(now)]
         except ProviderUnavailable as exc:
-            troubles = [("vault-unavailable", exc.detail)]
+            troubles = [("VaultUnavailable", exc.detail)]
         except InvalidConfig as exc:
-            troubles = [("vault-misconfigured", exc.detail)]
+            troubles = [("VaultMisconfigured", exc.detail)]
         except CaserverError as exc:
-            troubles = [("vault-refused", exc.detail)]
+            troubles = [("VaultRefused", exc.detail)]
         lease = self._session.lease
         expires = self._expires(lease, now)
         return Tended(
             next_in=LOOK_SOON if troubles else self._rest(lease),
             troubles=tuple(troubles),
             token_expires_at=expires,
-            signer_lost=any(code == "vault-issuer-missing" for code, _ in troubles),
+            signer_lost=any(code == "VaultIssuerMissing" for code, _ in troubles),
         )
 
     async def _token(self, now: datetime) -> list[Trouble]:
@@ -73,9 +73,9 @@ class Upkeep:
         try:
             answer = await self._session.look_up()
         except ProviderRefused as exc:
-            return [("vault-token-rejected", exc.detail)]
+            return [("VaultTokenRejected", exc.detail)]
         if not answer.ok:
-            return [("vault-token-rejected", self._rejected(answer))]
+            return [("VaultTokenRejected", self._rejected(answer))]
         lease = self._session.lease
         if lease is None:
             return []
@@ -119,7 +119,7 @@ class Upkeep:
             f"the Vault token {why} and expires at {instant:%Y-%m-%dT%H:%M:%SZ}, after which no leaf is signed: "
             "set the configuration with a new Token, or use an AuthMethod"
         )
-        return [("vault-token-expiring", reason)]
+        return [("VaultTokenExpiring", reason)]
 
     async def _root_troubles(self) -> list[Trouble]:
         path = self._root.path
@@ -128,12 +128,12 @@ class Upkeep:
             return []
         mine = describe(self._root_pem).id
         if pem is None:
-            return [("vault-root-changed", f"{path} shows no root any more; the active root {mine} cannot cross-sign")]
+            return [("VaultRootChanged", f"{path} shows no root any more; the active root {mine} cannot cross-sign")]
         reason = (
             f"the default issuer of {path} is another root than the active one ({mine}): write the configuration "
             "again as it is to rotate to it, or make the active root the default again"
         )
-        return [("vault-root-changed", reason)]
+        return [("VaultRootChanged", reason)]
 
     async def _signer_troubles(self, now: datetime) -> list[Trouble]:
         path = self._signers.path
@@ -142,12 +142,12 @@ class Upkeep:
                 f"the issuer {self._issuer} of {path} is gone, no leaf can be signed until another one is made, "
                 "which is tried now"
             )
-            return [("vault-issuer-missing", reason)]
+            return [("VaultIssuerMissing", reason)]
         ends = describe(self._signer_pem).not_after
         if ends - now.timestamp() > self._leaf_ttl:
             return []
         instant = datetime.fromtimestamp(ends, UTC)
-        return [("vault-intermediate-expiring", f"the intermediate at {path} ends at {instant:%Y-%m-%dT%H:%M:%SZ}")]
+        return [("VaultIntermediateExpiring", f"the intermediate at {path} ends at {instant:%Y-%m-%dT%H:%M:%SZ}")]
 
     def _rejected(self, answer: Answer) -> str:
         return (
