@@ -361,6 +361,8 @@ class _Agent:
             requests=requests,
             cached=lambda: leaf_cache.size,
             blocked=lambda: blocked.count,
+            token_expires_at=lambda: authority.token_expires_at,
+            degraded=lambda: authority.degraded,
         )
         await stack.enter_async_context(self._supervisor.running("telemetry", telemetry.run))
         view = NodeView(

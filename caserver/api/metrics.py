@@ -11,10 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from caserver.authority.custody import signer_of
 from caserver.authority.operations import Operations, servers
 from caserver.authority.ports import Log, Raft
 from caserver.environment import Clock
 from caserver.errors import Unavailable
+from caserver.pki.certificates import describe
 from caserver.raft.status import RaftStatus
 from caserver.state.model import CAState
 from caserver.telemetry import metrics
@@ -46,8 +48,13 @@ class Telemetry:
         requests: Mapping[tuple[str, str, int], int],
         cached: Callable[[], int],
         blocked: Callable[[], int],
+        token_expires_at: Callable[[], float | None] = lambda: None,
+        degraded: Callable[[], Sequence[tuple[str, str]]] = tuple,
     ) -> None:
-        """``requests`` is counted by the server: (path, method, status) -> answers."""
+        """``requests`` is counted by the server: (path, method, status) -> answers.
+
+        ``token_expires_at`` is of the CA provider's token, epoch seconds; ``degraded`` is what readiness shows of the CA.
+        """
         self._log = log
         self._raft = raft
         self._clock = clock
@@ -55,6 +62,8 @@ class Telemetry:
         self._requests = requests
         self._cached = cached
         self._blocked = blocked
+        self._token_expires_at = token_expires_at
+        self._degraded = degraded
         self._begun = clock.monotonic()
         self._before: dict[_Key, float | Totals] = {}
         self._last: _Interval | None = None
@@ -101,7 +110,11 @@ class Telemetry:
             cluster = servers(status, now=now)
             found.append(Reading(metrics.AUTOPILOT_HEALTHY, int(cluster.healthy)))
             found.append(Reading(metrics.FAILURE_TOLERANCE, cluster.failure_tolerance))
+        expires = self._token_expires_at()
+        if expires is not None:
+            found.append(Reading(metrics.TOKEN_EXPIRY, float(int(expires - now))))
         found += [
+            *readings_of(metrics.DEGRADED, {code: 1 for code, _ in self._degraded()}),
             Reading(metrics.LEAVES_SIGNED, self._operations.signed),
             *readings_of(metrics.CSR_REFUSED, self._operations.refused),
             Reading(metrics.CACHE_ENTRIES, self._cached()),
@@ -128,9 +141,11 @@ def _of_state(state: CAState, now: float) -> list[Reading]:
     found = [Reading(metrics.LEDGER_LEAVES, state.ledger.row_count)]
     root = state.active_root
     if root is not None:
-        # The built-in provider signs leaves with the root itself.
-        left = float(int(root.not_after - now))
-        found += [Reading(metrics.ROOT_EXPIRY, left), Reading(metrics.SIGNING_EXPIRY, left)]
+        signer_ends = describe(signer_of(root)).not_after if root.intermediates else root.not_after
+        found += [
+            Reading(metrics.ROOT_EXPIRY, float(int(root.not_after - now))),
+            Reading(metrics.SIGNING_EXPIRY, float(int(signer_ends - now))),
+        ]
     return found
 
 

@@ -124,7 +124,7 @@ class Custody:
         return build(configuration, trust_domain=trust_domain, root=root, root_key=key)
 
     def _open(self, state: CAState, root: CARoot, stored: StoredConfiguration, trust_domain: str) -> Signing:
-        issuer_pem = _issuer(root)
+        issuer_pem = signer_of(root)
         issuer = describe(issuer_pem)
         return Signing(
             root=root,
@@ -163,11 +163,12 @@ def renewal_at(signing: Signing) -> int | None:
 
 def cross_signed_hops(root: CARoot) -> tuple[str, ...]:
     """What leaves carry beside the certificate that signs them: the ways to other roots."""
-    issuer = _issuer(root)
+    issuer = signer_of(root)
     return tuple(pem for pem in root.intermediates if pem != issuer)
 
 
-def _issuer(root: CARoot) -> str:
+def signer_of(root: CARoot) -> str:
+    """The certificate (PEM) whose key signs leaves: the root itself, or an intermediate; NotInitialized if there is none."""
     # Cross-signed copies of the root carry its key id too: the root itself comes first.
     for pem in (root.pem, *root.intermediates):
         if describe(pem).signing_key_id == root.signing_key_id:

@@ -20,6 +20,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from caserver.environment import PrivateKey
@@ -32,6 +33,7 @@ ROOT_NAME_LETTERS = 8  # base 36, after "pri-"
 SERIAL_BYTES = 16
 _SERIAL_END = 1 << 159  # RFC 5280 4.1.2.2: 20 bytes at most, the first bit being the sign
 
+_PRINTABLE = re.compile(r"[A-Za-z0-9 '()+,./:=?-]+")  # what an ASN.1 PrintableString may hold
 _BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 _PEM_LABEL = re.compile(r"-----BEGIN ([^-\n]+)-----")
 # What belongs to the issuer of a certificate and not to its subject: a cross-signed copy leaves it behind.
@@ -190,7 +192,10 @@ def make_root(
 ) -> str:
     """A self-signed root for the trust domain; EC signatures are deterministic (RFC 6979)."""
     public_key = key.public_key()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    # Vault writes the name of a cross-signed root anew, as Go does: a name that it would write otherwise keeps verifiers
+    # that compare bytes from taking one for the other.
+    kind = _ASN1Type.PrintableString if _PRINTABLE.fullmatch(common_name) else _ASN1Type.UTF8String
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name, kind)])
     key_identifier = x509.SubjectKeyIdentifier(keys.subject_key_id(public_key))
     builder = (
         x509.CertificateBuilder()

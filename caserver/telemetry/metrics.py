@@ -50,6 +50,10 @@ ROOT_EXPIRY = _gauge("consul.mesh.active-root-ca.expiry", "seconds until the act
 SIGNING_EXPIRY = _gauge(
     "consul.mesh.active-signing-ca.expiry", "seconds until the certificate that signs leaves expires"
 )
+TOKEN_EXPIRY = _gauge(
+    "caserver.provider.token_expiry", "seconds until the token of the CA provider expires, on the leader"
+)
+DEGRADED = _gauge("caserver.degraded", "1 for each thing that is amiss with the CA as this node sees it", "code")
 LEDGER_LEAVES = _gauge("caserver.ledger.leaves", "single leaves kept in the ledger")
 LEAVES_SIGNED = _counter("caserver.leaves.signed", "leaves signed by this node while it led")
 CSR_REFUSED = _counter("caserver.csr.refused", "signing requests that this node refused while it led", "reason")

@@ -479,8 +479,16 @@ def test_a_subject_that_is_no_text_is_a_fault_like_any_other():
     good = x509.load_pem_x509_certificate(root("ec-256").encode())
     (name,) = good.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     text = str(name.value).encode()
-    der = good.public_bytes(Encoding.DER).replace(text, b"\xff" * len(text))
+    length, printable, utf8 = bytes([len(text)]), b"\x13", b"\x0c"
+    no_text = utf8 + length + b"\xff" * len(text)
+    der = good.public_bytes(Encoding.DER).replace(printable + length + text, no_text)
     pem = x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode()
 
     with pytest.raises(InvalidConfig, match="error parsing root cert"):
         load_certificate(pem)
+
+
+def test_a_root_is_named_in_the_encoding_in_which_others_would_write_its_name_anew():
+    der = x509.load_pem_x509_certificate(root("ec-256").encode()).subject.public_bytes()
+
+    assert b"\x06\x03\x55\x04\x03\x13" in der  # common name, PrintableString
