@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from caserver.acl import SERVICE_WRITE
 from caserver.environment import within
-from caserver.errors import InvalidRequest, NotInitialized, RateLimited, Unavailable
+from caserver.errors import InvalidRequest, NotInitialized, PermissionDenied, RateLimited, Unavailable
 from caserver.fields import Secret
 from caserver.requests import Answer, Caller, Failure, ReadAt, Request
 from caserver.state.model import CAState, Index
@@ -469,3 +470,58 @@ async def test_a_leaf_that_is_old_when_it_comes_is_not_renewed_over_and_over() -
         assert rig.signer.count == 1
         await rig.clock.advance(60.0)
         assert rig.signer.count < 15
+
+
+async def test_every_read_is_asked_about_cached_or_not() -> None:
+    rig = Rig()
+    await rig.get()
+    rig.gate.refused = {"stranger"}
+
+    with pytest.raises(PermissionDenied):
+        await rig.cache.leaf(Caller(token=Secret("stranger")), "web")
+
+    assert {permission for _, permission in rig.gate.asked} == {SERVICE_WRITE.of("web")}
+    assert (await rig.get()).hit
+
+
+async def test_who_is_refused_is_not_the_one_on_whose_behalf_a_leaf_is_renewed() -> None:
+    async with running() as rig:
+        await rig.get()
+        rig.gate.refused = {"stranger"}
+        with pytest.raises(PermissionDenied):
+            await rig.cache.leaf(Caller(token=Secret("stranger")), "web")
+        await rig.clock.advance(0.95 * LIFE)
+
+        assert rig.signer.count == 2
+        assert rig.signer.callers == [CALLER, CALLER]
+
+
+async def test_a_token_that_is_taken_away_while_its_reader_waits_gets_no_leaf() -> None:
+    rig = Rig()
+    first = await rig.get()
+    waiting = asyncio.ensure_future(
+        rig.cache.leaf(Caller(token=Secret("gone")), "web", after=first.leaf.index, wait=30.0)
+    )
+    await settle()
+    rig.gate.refused = {"gone"}
+    await rig.clock.advance(30.0)
+
+    with pytest.raises(PermissionDenied):
+        await waiting
+
+
+async def test_a_reader_is_not_denied_because_another_one_was() -> None:
+    rig = Rig()
+    rig.signer.gate.clear()
+    denied = asyncio.ensure_future(rig.cache.leaf(Caller(token=Secret("gone")), "web"))
+    await settle()
+    joined = asyncio.ensure_future(rig.cache.leaf(Caller(token=Secret("good")), "web"))
+    await settle()
+    rig.signer.failure = PermissionDenied("ACL not found")
+    rig.signer.denies = "gone"
+    rig.signer.gate.set()
+
+    with pytest.raises(PermissionDenied):
+        await denied
+    assert (await joined).leaf.service == "web"
+    assert [caller.token for caller in rig.signer.callers] == [Secret("gone"), Secret("good")]
