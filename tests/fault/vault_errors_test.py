@@ -139,7 +139,7 @@ async def test_what_is_in_force_shows_no_token(world: World) -> None:
         ({"Address": "vault.example.com"}, ("Address",)),
         ({"Address": "https://user:sesame@vault.example.com"}, ("Address",)),
         ({"Token": "sesame\nopen"}, ("Token",)),
-        ({"TokenFile": "sesame"}, ("TokenFile",)),
+        ({"Token": None, "TokenFile": "elsewhere"}, ("TokenFile",)),
         ({"RootPKIpat": "x", "RootPKIPath": None}, ("RootPKIPath",)),
     ],
     ids=[
@@ -161,14 +161,15 @@ def test_a_faulty_configuration_is_refused_and_the_old_one_stays(
     before = world.node.get(CONFIGURATION).json()
     reply = world.put(**changes)
     refused(world, reply, *told)
-    assert "sesame" not in reply.text.replace('"sesame" ', "") or "TokenFile" in reply.text
+    assert "sesame" not in reply.text
     assert world.node.get(CONFIGURATION).json() == before
 
 
 @pytest.mark.parametrize("key", ["RootPKIPath", "IntermediatePKIPath"])
 def test_a_mount_of_another_kind(world: World, key: str) -> None:
     path = world.server.mount(unique("kv"), "kv")
-    refused(world, world.put(**{key: path}), f"{path} is a kv mount")
+    changes: dict[str, Any] = {key: path}
+    refused(world, world.put(**changes), f"{path} is a kv mount")
 
 
 def _sub_ca(server: Server) -> str:
