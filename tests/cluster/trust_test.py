@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.testkit.cluster import LOOPBACK, READY_WITHIN, ROOT, Cluster, Node, free_ports, keygen, wait_for
+from tests.testkit.cluster import HELD_FOR, LOOPBACK, READY_WITHIN, ROOT, Cluster, Node, free_ports, keygen, wait_for
 
 # Runs an agent in its main thread and tries pysyncobj's load functions from another one while it serves.
 UNPICKLING = """
@@ -177,7 +177,9 @@ def flooded(*addresses: tuple[str, int], each: int) -> Iterator[list[socket.sock
 
 
 def test_floods_of_strangers_up_to_the_limit_of_descriptors_cost_nothing(tmp_path: Path) -> None:
-    patient = {"performance": {"raft_multiplier": 5}}  # how late a busy machine is, is not what this asks
+    patient = {
+        "performance": {"raft_multiplier": 5, "rpc_hold_timeout": f"{HELD_FOR}s"}
+    }  # how late a busy machine is, is not what this asks
     with Cluster(tmp_path, settings=patient).start_ready() as cluster:
         leader, (follower, _) = cluster.leader(), cluster.followers()
         assert leader.process is not None

@@ -17,7 +17,7 @@ ROOTS = ("connect-root: 1 issuer(s), 1 key(s)", "connect-root-2: 1 issuer(s), 1 
 
 def test_the_vault_story_on_a_laptop() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "devcluster.py"), "vault", "--once"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=ROOT)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     for line in (*VERIFIED, *ROOTS, "stopped every node"):
         assert f"==> {line}" in done.stdout.splitlines()

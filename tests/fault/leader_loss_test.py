@@ -141,7 +141,8 @@ def test_sigstop_of_the_leader(tmp_path: Path) -> None:
 
 
 def test_without_a_majority_nothing_is_acknowledged(tmp_path: Path) -> None:
-    with Cluster(tmp_path).start_ready() as cluster:
+    brief = {"performance": {"raft_multiplier": 2, "rpc_hold_timeout": "5s"}}  # nobody comes
+    with Cluster(tmp_path, settings=brief).start_ready() as cluster:
         witness = Witness()
         alone = cluster.followers()[0]
         before = alone.get("/v1/connect/ca/configuration").json()

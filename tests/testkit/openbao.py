@@ -101,7 +101,7 @@ class Server:
             return
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(how)
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
         self.process = None
 
     def pause(self) -> None:
