@@ -27,7 +27,7 @@ from caserver.api.metrics import Telemetry
 from caserver.api.query import BlockedQueries
 from caserver.api.server import ApiServer, NodeView, Readiness
 from caserver.authority.authority import Authority
-from caserver.authority.gate import OPEN, Gate, TokenGate, TokenHasher
+from caserver.authority.gate import OPEN, Gate, TokenGate, TokenHasher, hazard
 from caserver.authority.operations import Operations
 from caserver.authority.ports import Providers
 from caserver.authority.tokens import Tokens
@@ -430,6 +430,8 @@ class _Agent:
         elif not raft.leadership.is_voter:
             reason = "this node has no vote until it has caught up with a leader; do not stop another server before"
             degraded.insert(0, ("NotAVoter", reason))
+        if (open_door := hazard(self._config.acl, raft.state)) is not None:
+            degraded.append(("ACLsDisabled", open_door))
         if since is not None:
             degraded.insert(0, ("NoLeader", "no leader is known"))
         closed = keys_in_state(raft.state) - set(self._key_ids)

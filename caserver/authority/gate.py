@@ -151,6 +151,16 @@ def _grants(acl: ACLState, token: Token, datacenter: str) -> list[Grant]:
     return found
 
 
+def hazard(settings: ACLSettings, state: CAState) -> str | None:
+    """What is wrong if a node asks for no tokens in a cluster that keeps some; None if nothing is."""
+    if settings.enabled or not state.acl.tokens:
+        return None
+    return (
+        "this server asks for no tokens, though the cluster keeps some: whoever reaches it may do everything; "
+        "set acl { enabled = true } as on the others"
+    )
+
+
 def admit(gate: Gate, caller: Caller, permission: Permission | None, *, operation: str) -> None:
     """PermissionDenied, written down, unless the caller may."""
     refusal = gate.refusal(caller, permission)

@@ -38,6 +38,11 @@ def test_every_route_is_in_the_readme(route: Route) -> None:
     assert route.path in README
 
 
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+def test_what_a_route_needs_is_in_the_readme(route: Route) -> None:
+    assert route.permission is None or f"| `{route.permission}`" in README
+
+
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_every_metric_is_in_the_readme(metric: Metric) -> None:
     assert f"`{metric.name}`" in README

@@ -9,7 +9,7 @@ import structlog
 
 from caserver.acl import MANAGEMENT, NODE_READ, OPERATOR_READ, SERVICE_WRITE, parse_rules
 from caserver.authority.custody import HMAC_KEY_PURPOSE
-from caserver.authority.gate import OPEN, TokenGate, TokenHasher, admit
+from caserver.authority.gate import OPEN, TokenGate, TokenHasher, admit, hazard
 from caserver.config.acl_settings import ACLSettings
 from caserver.errors import PermissionDenied, Unavailable
 from caserver.fields import Secret
@@ -162,3 +162,11 @@ def test_a_refusal_is_written_down_with_the_accessor_id_alone() -> None:
             "reason": "Permission denied",
         },
     ]
+
+
+def test_a_node_that_asks_for_no_tokens_where_there_are_some_is_a_hazard() -> None:
+    rig = Rig()
+
+    assert hazard(DENY, rig.log.state) is None
+    assert hazard(ACLSettings(), FakeLog().state) is None
+    assert "set acl { enabled = true } as on the others" in (hazard(ACLSettings(), rig.log.state) or "")
