@@ -170,6 +170,8 @@ def _verify(file: BinaryIO, keyring: Keyring) -> _Verified:
         state = decode_state(content.state)
     except Corrupt as exc:
         raise InvalidArchive(f"the state in the snapshot cannot be read: {exc}") from exc
+    if state.active_root is None:
+        raise InvalidArchive("the snapshot holds no CA: it was saved before there was one; take another one")
     key_ids = keys_in_state(state)
     unknown = sorted(key_ids - set(keyring.key_ids))
     if unknown:

@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200, help="of clients and faults, before everything is healed")
     parser.add_argument("--nodes", type=int, choices=(3, 5), default=3)
     parser.add_argument("--trace", type=Path, help="where to write the trace of the last run")
+    parser.add_argument("--restores", action="store_true", help="let clients save and restore the whole state, too")
     parser.add_argument("--twice", action="store_true", help="run each seed twice and compare")
     return simulate_all(parser.parse_args())
 
@@ -51,7 +52,13 @@ def simulate_all(options: argparse.Namespace) -> int:
     began, counts, virtual = time.monotonic(), Counter[str](), 0.0
     for seed in options.seed:
         rounds = [
-            simulate(seed, steps=options.steps, nodes=options.nodes, keep_trace=options.trace is not None)
+            simulate(
+                seed,
+                steps=options.steps,
+                nodes=options.nodes,
+                keep_trace=options.trace is not None,
+                restores=options.restores,
+            )
             for _ in range(2 if options.twice else 1)
         ]
         report = rounds[0]

@@ -27,6 +27,7 @@ from caserver.requests import (
 )
 from caserver.state.commands import Applied, Reason, Refused, RestoreAbort, RestoreChunk, RestoreCommit
 from caserver.state.key_change import reports
+from caserver.state.lifecycle import is_idle
 from caserver.state.model import RESTORE_IDLE, CAState
 
 _BUSY = (
@@ -61,7 +62,7 @@ class Restoration:
 
     def _admit(self) -> RestoreProgress:
         state = self._log.state
-        if state.restoring is not None and self._now() < state.restoring.at + RESTORE_IDLE:
+        if state.restoring is not None and not is_idle(state.restoring, self._now()):
             raise Conflict(_BUSY)
         return RestoreProgress(state.index)
 

@@ -19,6 +19,7 @@ from caserver.state.model import (
     CAState,
     Index,
     RequestRecord,
+    Restoring,
     Retiring,
     RootID,
 )
@@ -60,7 +61,7 @@ Due = RetireProvider | Prune | Expire | GiveUpRestore
 
 def due(state: CAState, now: int) -> Due | None:
     """The one step that maintenance should take next, or None. A change in progress puts pruning off."""
-    if state.restoring is not None and now >= state.restoring.at + RESTORE_IDLE:
+    if state.restoring is not None and is_idle(state.restoring, now):
         return GiveUpRestore(state.restoring.request_id)
     for retiring in state.retiring:
         if now >= retiring.not_before:
@@ -75,11 +76,16 @@ def next_due(state: CAState, now: int) -> float:
     """Seconds until ``due`` may have something to say (0 = now), at most ``IDLE``."""
     instants = [retiring.not_before for retiring in state.retiring]
     if state.restoring is not None:
-        instants.append(state.restoring.at + RESTORE_IDLE)
+        instants.append(now if is_idle(state.restoring, now) else state.restoring.at + RESTORE_IDLE)
     if state.change is None:
         instants += [kept + 1 for root in state.roots if (kept := kept_until(root)) is not None]
     instants += _expiries(state)
     return max(0.0, min([float(instant - now) for instant in instants] + [IDLE]))
+
+
+def is_idle(restoring: Restoring, now: int) -> bool:
+    """Whether a restore has gone without another piece for too long; also if its latest piece came by a clock that was off."""
+    return abs(now - restoring.at) >= RESTORE_IDLE
 
 
 def kept_until(root: CARoot) -> int | None:

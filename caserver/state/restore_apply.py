@@ -23,9 +23,9 @@ from caserver.state.commands import (
     RestoreCommit,
     Result,
 )
+from caserver.state.lifecycle import is_idle
 from caserver.state.model import (
     HISTORY_MAX,
-    RESTORE_IDLE,
     CARoot,
     CAState,
     Configuration,
@@ -94,7 +94,7 @@ def _continued(restoring: Restoring | None, command: RestoreChunk) -> Restoring 
         return restoring
     if command.number != 0:
         return Refused(Reason.NO_SUCH_RESTORE, "its earlier pieces are not here (any more)")
-    if restoring is not None and command.at - restoring.at < RESTORE_IDLE:
+    if restoring is not None and not is_idle(restoring, command.at):
         return Refused(Reason.RESTORE_IN_PROGRESS, f"request {restoring.request_id} is in progress")
     return Restoring(
         request_id=command.request_id,
@@ -121,6 +121,8 @@ def restore_commit(state: CAState, command: RestoreCommit) -> Step:
         restored = state_of(restoring.reading)
     except Corrupt as exc:
         return state, Refused(Reason.INVALID, f"the pieces make no state: {exc}")
+    if restored.active_root is None:
+        return state, Refused(Reason.INVALID, "the state in the pieces holds no CA")
     return _restored(state, restored, command)
 
 

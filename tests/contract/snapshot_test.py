@@ -226,6 +226,12 @@ async def test_a_snapshot_that_nobody_or_somebody_else_sealed_is_refused(leader:
     assert leader.log.state is before
 
 
+async def test_a_snapshot_without_a_ca_would_take_it_away(leader: World) -> None:
+    answer = await restore(leader, archived(CAState()))
+
+    assert (answer.status, "holds no CA" in answer.text) == (400, True)
+
+
 async def test_another_datacenter_is_refused(leader: World) -> None:
     assert (await leader.fetch("GET", f"{PATH}?dc=nope")).status == 400
     assert (await restore(leader, b"", "?dc=nope")).status == 400

@@ -34,7 +34,7 @@ class Bundles:
         self._listed: tuple[str, ...] = ()
         self._bundles: dict[tuple[str, ...], _Bundle] = {}
         self._leaves: list[IssuedLeaf] = []
-        self._roots_index = 0
+        self._roots_index = self._restored = 0
         self._activated: deque[str] = deque(maxlen=HOPS_MAX + 1)  # the roots that were active last, in order
         self._seen: set[int] = set()  # serials of leaves whose signature was checked
         self._ways: set[tuple[str, tuple[str, ...], _Bundle]] = set()  # from an issuer to a root
@@ -44,6 +44,10 @@ class Bundles:
         active = state.active_root
         if active is None or state.roots_index == self._roots_index:
             return
+        if state.restored_index > self._restored:  # of another past: clients fetch what is trusted now
+            self._restored = state.restored_index
+            self._bundles, self._leaves = {}, []
+            self._activated.clear()
         self._roots_index = state.roots_index
         self._listed = tuple(root.id for root in state.roots)
         for leaf in self._leaves:
@@ -64,6 +68,8 @@ class Bundles:
 
     def issued(self, leaf: IssuedLeaf) -> None:
         """A leaf was handed out."""
+        if leaf.index <= self._restored:
+            return  # it was under way when the state was restored
         self._leaves.append(leaf)
         for bundle in reversed(self._bundles.values()):
             self._check(leaf, bundle, leaf.not_before + 60)

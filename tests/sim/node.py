@@ -15,6 +15,7 @@ from typing import Any
 
 from caserver.authority.authority import Authority
 from caserver.authority.ports import Log, Providers
+from caserver.backup import Backups
 from caserver.environment import InlineWorkers
 from caserver.errors import CaserverError, Corrupt
 from caserver.forwarding.leader import Leader
@@ -36,6 +37,7 @@ from caserver.requests import (
     LeavesSigned,
     ReadIndex,
     Request,
+    RestoreRequest,
     SignLeaves,
     decode_request,
     encode_answer,
@@ -56,6 +58,7 @@ DATACENTER = "dc1"
 SECRET = bytes(range(32))
 TIMING = Timing.scaled(1.0)
 CA_CONFIG = {"leaf_cert_ttl": "1h"}
+PIECE = 6000  # characters of a restored state that go into one command
 
 
 class SimClock:
@@ -278,6 +281,17 @@ class Life:
             datacenter=DATACENTER,
             max_entries=100,
         )
+        self.backups = Backups(
+            log,
+            self.leader,
+            keyring=keyring,
+            clock=clock,
+            entropy=entropy,
+            workers=workers,
+            servers={},
+            scratch=None,
+            piece=PIECE,
+        )
         for work in (self.authority.run, self.leaf_cache.run):
             setting.loop.create_task(work())
 
@@ -289,7 +303,7 @@ class Life:
 
     async def execute(self, caller: Caller, request: Request) -> Answer:
         """What the authority of this node answers."""
-        if not isinstance(request, SignLeaves | ChangeConfiguration | ReadIndex):
+        if not isinstance(request, SignLeaves | ChangeConfiguration | ReadIndex | RestoreRequest):
             raise TypeError(f"no client of the simulation asks for {type(request).__name__}")
         return await self.authority.execute(caller, request)
 

@@ -32,6 +32,16 @@ def test_no_fault_breaks_an_invariant_and_every_run_repeats_itself(seed: int):
     assert first.counts["leaves received"] > 0
 
 
+def test_restores_break_no_invariant():
+    restores = 0
+    for seed in range(1, 5):
+        report = simulate(seed, steps=STEPS, nodes=nodes_for(seed), restores=True)
+        assert report.violation is None, f"{report.verdict}; repeat with {report.command}"
+        restores += report.counts["restore answered"]
+
+    assert restores > 0
+
+
 def find(bug: str) -> Report | None:
     for seed in range(1, SEEDS_PER_BUG + 1):
         report = simulate(seed, steps=STEPS, nodes=5 if seed % 2 else 3, parts=PLANTED[bug])

@@ -20,7 +20,7 @@ from caserver.raft.ports import Message
 from caserver.raft.seam import COMMAND
 from caserver.requests import IssuedLeaf, LeavesSigned
 from caserver.state.codec import decode_command, encode_state
-from caserver.state.commands import ActivateRoot, Applied, IssueLeaves, SetConfiguration
+from caserver.state.commands import ActivateRoot, Applied, IssueLeaves, RestoreCommit, SetConfiguration
 from caserver.state.model import CAState
 from tests.sim.bundles import Bundles
 
@@ -79,6 +79,7 @@ class Witness:
         self._booked: dict[int, str] = {}  # serial -> service
         self._handed_out: set[int] = set()
         self.effects: dict[str, list[int]] = {}  # request id -> indexes at which it took effect
+        self.restored: set[int] = set()  # indexes at which a restore took effect
         self.acknowledged_index = 0  # highest index that any client was told of
         self.bundles = Bundles(self.fail)
         self.counts: dict[str, int] = {}
@@ -273,6 +274,8 @@ class Witness:
                     self.fail(f"serial {order.serial} is booked twice")
                 self._booked[order.serial or 0] = order.service
                 self.count("leaves booked")
+        elif isinstance(command, RestoreCommit) and took:
+            self.restored.add(took)
         elif isinstance(command, ActivateRoot | SetConfiguration) and took:
             self.effects.setdefault(command.request_id, []).append(took)
         self.bundles.changed(state, at=command.at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ from caserver.state.model import CAState, Index
 from tests.sim.node import DATACENTER, Life, Setting
 from tests.testkit.fakes import SeededEntropy
 
+RESTORES = 0.06  # of what clients ask for, where there are restores at all
 PATIENCE = 25.0  # seconds after which a client gives up
 SERVICES = ("web", "api", "db", "mail", "cache")
 CONFIGURATIONS: tuple[dict[str, Any], ...] = (
@@ -60,11 +62,18 @@ class Clients:
     entropy: SeededEntropy
     clocks_set: Callable[[], int]
     changes: list[Change] = field(default_factory=list)
+    restores: random.Random | None = None  # decides when somebody saves or restores the whole state; None: nobody does
+    saved: bytes | None = None
     running: int = 0
     outside: Context = field(default_factory=copy_context)  # of no process
 
     def act(self, life: Life) -> None:
         """One client asks ``life`` for something."""
+        if self.restores is not None and self.restores.random() < RESTORES:
+            saves = self.saved is None or self.restores.random() < 0.5
+            self.setting.note(f"client {'save' if saves else 'restore'} at {life.name}")
+            self.setting.loop.create_task(self._one(self.save if saves else self.restore, life))
+            return
         kinds: tuple[tuple[Callable[[Life], Awaitable[None]], int], ...] = (
             (self.leaf, 25),
             (self.sign, 25),
@@ -166,6 +175,19 @@ class Clients:
         index = await self._ask(life, work)
         if index < known:
             witness.fail(f"{life.name} proved its leadership and saw index {index} after {known} was acknowledged")
+
+    async def save(self, life: Life) -> None:
+        """The whole state as this node has it."""
+        if life.state.active_root is not None:
+            self.saved = b"".join(await self._ask(life, lambda: life.backups.save(life.state)))
+
+    async def restore(self, life: Life) -> None:
+        """The state that was saved last."""
+        data = io.BytesIO(self.saved or b"")
+        index = await self._ask(life, lambda: life.backups.restore(Caller(source="sim"), data))
+        if index not in self.setting.witness.restored:
+            self.setting.witness.fail(f"a restore was acknowledged at {index}, which was none")
+        self.setting.witness.told(index)
 
     async def change(self, life: Life) -> None:
         """Another configuration."""

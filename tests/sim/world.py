@@ -55,6 +55,7 @@ class Report:
     violation: str | None = None
     step: int = 0  # in which the violation showed
     kept: list[str] = field(default_factory=list)
+    restores: bool = False
 
     @property
     def verdict(self) -> str:
@@ -65,7 +66,8 @@ class Report:
 
     @property
     def command(self) -> str:
-        return f"scripts/sim --seed {self.seed} --steps {self.steps} --nodes {self.nodes}"
+        restores = " --restores" if self.restores else ""
+        return f"scripts/sim --seed {self.seed} --steps {self.steps} --nodes {self.nodes}{restores}"
 
 
 class _Trace:
@@ -89,7 +91,9 @@ class _Trace:
 class World:
     """See above; ``run`` once."""
 
-    def __init__(self, seed: int, *, steps: int, nodes: int, parts: Parts, keep_trace: bool = False) -> None:
+    def __init__(
+        self, seed: int, *, steps: int, nodes: int, parts: Parts, keep_trace: bool = False, restores: bool = False
+    ) -> None:
         self.seed, self.steps = seed, steps
         self.loop = VirtualLoop()
         self.trace = _Trace(self.loop, keep=keep_trace)
@@ -114,6 +118,8 @@ class World:
         self.faults = Faults(self.setting, self.nodes, self.chance, skewed=self.chance.random() < 0.3)
         entropy = SeededEntropy(hash_of(seed, "clients"))
         self.clients = Clients(self.setting, self.chance, entropy, lambda: self.faults.clocks_set)
+        if restores:
+            self.clients.restores = random.Random(hash_of(seed, "restores"))
         self.step = 0
 
     def run(self) -> Report:
@@ -135,6 +141,7 @@ class World:
             lines=self.trace.lines,
             seconds=self.loop.time(),
             counts=self.witness.counts,
+            restores=self.clients.restores is not None,
             violation=violation,
             step=self.step,
             kept=self.trace.kept,
@@ -245,7 +252,7 @@ class World:
     def _is_one(self) -> bool:
         lives = self.faults.lives
         return len({(life.engine.applied_index, life.state.index) for life in lives}) == 1 and all(
-            life.state.change is None for life in lives
+            life.state.change is None and life.state.restoring is None for life in lives
         )
 
 
@@ -290,9 +297,15 @@ def _quiet(world: World) -> Iterator[None]:
 
 
 def simulate(
-    seed: int, *, steps: int = STEPS, nodes: int = 3, parts: Parts | None = None, keep_trace: bool = False
+    seed: int,
+    *,
+    steps: int = STEPS,
+    nodes: int = 3,
+    parts: Parts | None = None,
+    keep_trace: bool = False,
+    restores: bool = False,
 ) -> Report:
     """Run one seed."""
-    world = World(seed, steps=steps, nodes=nodes, parts=parts or Parts(), keep_trace=keep_trace)
+    world = World(seed, steps=steps, nodes=nodes, parts=parts or Parts(), keep_trace=keep_trace, restores=restores)
     with _quiet(world):
         return world.run()

@@ -177,6 +177,13 @@ def test_only_the_whole_of_what_is_meant_is_committed():
     assert refused(state, replace(commit, request_id="other")).reason == Reason.NO_SUCH_RESTORE
 
 
+@pytest.mark.parametrize("past", [CAState(), bootstrapped()])
+def test_a_past_without_a_ca_is_refused(past: CAState):
+    *chunks, commit = restores(past)
+
+    assert refused(applied(present(), *chunks), commit).reason == Reason.INVALID
+
+
 def test_a_repeated_commit_finds_the_first():
     commands = restores(archived())
     state = applied(present(), *commands)
@@ -196,6 +203,10 @@ def test_one_restore_at_a_time_until_it_is_idle():
 
     assert refused(state, second[0]).reason == Reason.RESTORE_IN_PROGRESS
     assert applied(state, *late).restoring is None
+    ahead = restores(archived(), request_id="second", at=NOW - RESTORE_IDLE)  # by a clock that is right again
+    assert applied(state, *ahead).restoring is None
+    assert due(state, NOW - RESTORE_IDLE) == GiveUpRestore("first")
+    assert next_due(state, NOW - RESTORE_IDLE) == 0
 
 
 def test_an_interrupted_restore_is_given_up_and_leaves_nothing():
