@@ -363,6 +363,7 @@ class _Agent:
             blocked=lambda: blocked.count,
             token_expires_at=lambda: authority.token_expires_at,
             degraded=lambda: authority.degraded,
+            tls_end=lambda: None if self._front.validity is None else self._front.validity[1],
         )
         await stack.enter_async_context(self._supervisor.running("telemetry", telemetry.run))
         view = NodeView(
@@ -411,6 +412,7 @@ class _Agent:
     def _take_over(self, server: ApiServer, view: NodeView, config: AgentConfig, changed: Front) -> None:
         """Put changed settings into force; the log, the leaf cache and the listeners go by them from now on."""
         _configure_logs(config, self._clock)
+        self._front = changed
         server.renew(
             changed.listeners,
             connections_per_client=config.limits.http_max_conns_per_client,
@@ -424,6 +426,8 @@ class _Agent:
     def _readiness(self, raft: RaftThread[Command, CAState, Result], authority: Authority) -> Readiness:
         since = self._leaderless_since
         degraded = list(authority.degraded)
+        if (ageing := self._front.ageing(self._clock.now())) is not None:
+            degraded.append(("CertificateExpires", ageing))
         obstacle = raft.leadership.obstacle
         if obstacle is not None:
             degraded.insert(0, ("NotFounded", obstacle))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from caserver.api.origin import Hosts, Restrictions
 from caserver.api.server import Listener
@@ -18,13 +19,28 @@ class Front:
     listeners: tuple[Listener, ...]
     hosts: Hosts
     restrictions: Restrictions
+    validity: tuple[datetime, datetime] | None = None  # of the certificate of HTTPS; None: there is no HTTPS
+
+    def ageing(self, now: datetime) -> str | None:
+        """Why the certificate has to be renewed: it is out of its time, or in the last tenth of it; None if all is well."""
+        if self.validity is None:
+            return None
+        begin, end = self.validity
+        if now < begin:
+            return f"the certificate of HTTPS is not valid before {begin:%Y-%m-%d %H:%M:%S}Z"
+        if now >= end - (end - begin) / 10:
+            verb = "expired" if now >= end else "expires"
+            return f"the certificate of HTTPS {verb} at {end:%Y-%m-%d %H:%M:%S}Z: replace cert_file, then `caserver reload`"
+        return None
 
 
 def front(config: AgentConfig) -> Front:
     """Read certificates, keys and CAs of ``config``; InvalidConfig with a line for every file that is of no use."""
     http = config.http
     restrictions = Restrictions(http.block_endpoints, http.write_from, http.response_headers)
-    return Front(_listeners(config), _hosts(config), restrictions)
+    listeners = _listeners(config)
+    validity = None if config.tls is None else tls.validity(config.tls.cert_file.read_text())
+    return Front(listeners, _hosts(config), restrictions, validity)
 
 
 def _listeners(config: AgentConfig) -> tuple[Listener, ...]:

@@ -50,10 +50,12 @@ class Telemetry:
         blocked: Callable[[], int],
         token_expires_at: Callable[[], float | None] = lambda: None,
         degraded: Callable[[], Sequence[tuple[str, str]]] = tuple,
+        tls_end: Callable[[], datetime | None] = lambda: None,
     ) -> None:
         """``requests`` is counted by the server: (path, method, status) -> answers.
 
-        ``token_expires_at`` is of the CA provider's token, epoch seconds; ``degraded`` is what readiness shows of the CA.
+        ``token_expires_at`` is of the CA provider's token, epoch seconds; ``degraded`` is what readiness shows of the CA;
+        ``tls_end`` says when the certificate of HTTPS expires, None without one.
         """
         self._log = log
         self._raft = raft
@@ -64,6 +66,7 @@ class Telemetry:
         self._blocked = blocked
         self._token_expires_at = token_expires_at
         self._degraded = degraded
+        self._tls_end = tls_end
         self._begun = clock.monotonic()
         self._before: dict[_Key, float | Totals] = {}
         self._last: _Interval | None = None
@@ -120,6 +123,8 @@ class Telemetry:
             Reading(metrics.CACHE_ENTRIES, self._cached()),
             Reading(metrics.HTTP_BLOCKED, self._blocked()),
         ]
+        if (end := self._tls_end()) is not None:
+            found.append(Reading(metrics.TLS_EXPIRY, end.timestamp() - now))
         for (path, method, code), count in sorted(self._requests.items()):
             labels = {"path": path, "method": method, "status": str(code)}
             found.append(Reading(metrics.HTTP_REQUESTS, count, labels))

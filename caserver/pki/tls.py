@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -269,6 +270,12 @@ def dns_names(chain_pem: str) -> tuple[str, ...]:
     """The DNS names in the first certificate of a PEM chain; ValueError if there is no certificate."""
     names = _names(x509.load_pem_x509_certificate(chain_pem.encode()))
     return () if names is None else tuple(names.get_values_for_type(x509.DNSName))
+
+
+def validity(chain_pem: str) -> tuple[datetime, datetime]:
+    """From when and until when the first certificate of a PEM chain is valid; ValueError if there is no certificate."""
+    certificate = x509.load_pem_x509_certificate(chain_pem.encode())
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
 def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:

@@ -54,6 +54,7 @@ TOKEN_EXPIRY = _gauge(
     "caserver.provider.token_expiry", "seconds until the token of the CA provider expires, on the leader"
 )
 DEGRADED = _gauge("caserver.degraded", "1 for each thing that is amiss with the CA as this node sees it", "code")
+TLS_EXPIRY = _gauge("consul.agent.tls.cert.expiry", "seconds until the certificate of HTTPS on this node expires")
 LEDGER_LEAVES = _gauge("caserver.ledger.leaves", "single leaves kept in the ledger")
 LEAVES_SIGNED = _counter("caserver.leaves.signed", "leaves signed by this node while it led")
 CSR_REFUSED = _counter("caserver.csr.refused", "signing requests that this node refused while it led", "reason")

@@ -119,7 +119,10 @@ def test_who_shows_a_certificate_of_the_ca_is_served_over_https(edge: Edge) -> N
         f"-client-key={edge.client.key}",
     )
 
+    metrics = edge.node.get("/v1/agent/metrics?format=prometheus").text
+
     assert leaf.json()["Service"] == "web"
+    assert "consul_agent_tls_cert_expiry" in metrics
     assert not [each for each in refused if each.startswith(b"HTTP")]
     assert cli.returncode == 0, cli.stderr
     assert edge.node.get(LEAF).status == 200  # plain HTTP on loopback, beside it

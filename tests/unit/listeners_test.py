@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,21 @@ def test_a_browser_may_use_the_names_of_the_certificate(tmp_path: Path) -> None:
         hosts.check("GET", {"Host": name, **BROWSER})
     with pytest.raises(Misdirected):
         hosts.check("GET", {"Host": "other.example", **BROWSER})
+
+
+@pytest.mark.parametrize(
+    ("year", "said"),
+    [(2019, "is not valid before 2020-01-01"), (2026, None), (2095, "expires at 2100-01-01"), (2101, "expired at")],
+)
+def test_a_certificate_is_said_to_age_in_its_last_tenth(tmp_path: Path, year: int, said: str | None) -> None:
+    pair = WebCA(tmp_path).issue("a")
+    made = front(config(cert_file=str(pair.cert), key_file=str(pair.key)))
+
+    reason = made.ageing(datetime(year, 6, 1, tzinfo=UTC))
+
+    assert (reason is None) == (said is None)
+    assert said is None or said in str(reason)
+
+
+def test_without_https_nothing_ages() -> None:
+    assert front(config()).ageing(datetime(2199, 1, 1, tzinfo=UTC)) is None
