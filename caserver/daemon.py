@@ -395,6 +395,7 @@ class _Agent:
             view,
             self._front.listeners,
             connections_per_client=config.limits.http_max_conns_per_client,
+            strangers_per_second=config.limits.http_strangers_per_second,
             connections=self._shares.per_listener,
             hosts=self._front.hosts,
             restrictions=self._front.restrictions,
@@ -418,6 +419,7 @@ class _Agent:
             connections_per_client=config.limits.http_max_conns_per_client,
             hosts=changed.hosts,
             restrictions=changed.restrictions,
+            strangers_per_second=config.limits.http_strangers_per_second,
         )
         view.leader.own_token = config.acl.agent
         view.blocked.limit = config.limits.http_max_blocked_queries

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 
 from caserver.acl import Permission
-from caserver.authority.gate import DENIED, Gate, recorded
+from caserver.authority.gate import DENIED, OPEN, Gate, recorded
 from caserver.authority.ports import Log
 from caserver.environment import Clock, within
 from caserver.errors import CaserverError, PermissionDenied
+from caserver.fields import Secret
 from caserver.forwarding.leader import Leader
 from caserver.raft.ports import Leadership
 from caserver.requests import Caller, ReadAt, ReadIndex
@@ -37,6 +38,11 @@ class NodeGate:
         self._leader = leader
         self._clock = clock
         self._down_deny = down_deny
+        self.closed = gate is not OPEN  # whether ACLs are on: some callers may do more than others
+
+    def is_stranger(self, token: Secret | None) -> bool:
+        """Whether this is, while ACLs are on, the token of nobody."""
+        return self.closed and (token is None or self._gate.token(Caller(token=token)) is None)
 
     async def require(self, caller: Caller, permission: Permission | None, *, operation: str) -> None:
         """PermissionDenied, written down, unless the caller may."""

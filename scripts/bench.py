@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts import bench_commit, bench_vault
+from scripts import bench_acl, bench_commit, bench_vault
 from scripts.bench_commit import processor_seconds
 from tests.testkit.cluster import Cluster, Node
 from tests.testkit.invariants import verifies
@@ -169,9 +169,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument(
         "what",
-        choices=["sign", "commit", "vault"],
+        choices=["sign", "commit", "vault", "acl"],
         help="sign: PUT /v1/connect/ca/sign, one CSR a request; commit: the replicated log alone; "
-        "vault: signing through the Vault provider beside hvac alone",
+        "vault: signing through the Vault provider beside hvac alone; acl: what strangers cost an authorised caller",
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement (default 5)")
     parser.add_argument("--concurrency", default="1,16,64", help="comma-separated levels (default 1,16,64)")
@@ -187,6 +187,8 @@ def main() -> int:
     if options.what == "vault":
         bench_vault.run(options.seconds)
         return 0
+    if options.what == "acl":
+        return bench_acl.run(options.seconds)
     levels = [int(level) for level in options.concurrency.split(",")]
     with tempfile.TemporaryDirectory(prefix="caserver-bench-") as temporary:
         print(f"==> starting three nodes ({os.cpu_count()} cores, shared with the load generator)", flush=True)

@@ -243,6 +243,12 @@ def parse(query: str, headers: Mapping[str, str]) -> Options:
     )
 
 
+def token_of(query: str, headers: Mapping[str, str]) -> Secret | None:
+    """The caller's token, before anything else of the request is read."""
+    named = parse_qsl(query, keep_blank_values=True, errors="replace") if "token=" in query else ()
+    return _token(next((value for name, value in named if name == "token"), ""), headers)
+
+
 def _token(parameter: str, headers: Mapping[str, str]) -> Secret | None:
     """The caller's token: parameter before header before bearer; an empty one is none."""
     if parameter:

@@ -26,7 +26,8 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from caserver.acl import Resource
 from caserver.api import status
 from caserver.api.origin import Hosts, Restrictions, refuse_exposed
-from caserver.api.query import Body, Call, NodeView, Readiness, Reply, metadata, parse
+from caserver.api.pace import Pace
+from caserver.api.query import Body, Call, NodeView, Readiness, Reply, metadata, parse, token_of
 from caserver.api.routes import EXACT, SUBTREES, Admission, Route
 from caserver.environment import within
 from caserver.errors import CaserverError, RateLimited, TooLarge, Unavailable
@@ -150,14 +151,17 @@ class ApiServer:
         hosts: Hosts | None = None,
         idle_deadline: float = IDLE_DEADLINE,
         restrictions: Restrictions | None = None,
+        strangers_per_second: float = 0.0,
     ) -> None:
         """``connections`` is how many each listener takes at a time, ``connections_per_client`` from one address.
 
-        ``idle_deadline`` is how long the head of a request may take, and the next request of a connection.
+        ``idle_deadline`` is how long the head of a request may take, and the next request of a connection;
+        ``strangers_per_second`` how many requests without a valid token are begun while ACLs are on (0: any number).
         """
         self._node = node
         self._listeners = tuple(listeners)
         self._idle_deadline = idle_deadline
+        self._pace = Pace(node.clock, rate=strangers_per_second)
         self._limits = Limits(connections, connections_per_client, refusal=_BARE_HEAD % status.NOT_READY)
         self._hosts = hosts or Hosts()
         self._restrictions = restrictions or Restrictions()
@@ -202,6 +206,7 @@ class ApiServer:
         connections_per_client: int,
         hosts: Hosts,
         restrictions: Restrictions,
+        strangers_per_second: float = 0.0,
     ) -> None:
         """Go on by changed settings of the same listeners, without a pause; open connections keep their TLS.
 
@@ -212,12 +217,14 @@ class ApiServer:
         self._listeners = tuple(listeners)
         self._limits = replace(self._limits, per_client=connections_per_client)
         self._hosts, self._restrictions = hosts, restrictions
+        self._pace.renew(strangers_per_second)
         for served, listener in zip(() if self._http is None else self._http.served, listeners, strict=False):
             served.renew(listener, self._limits)
 
     async def close(self, *, grace: float = SHUTDOWN_DEADLINE) -> None:
         """Stop listening, end blocking queries, give the other requests ``grace`` seconds."""
         self._node.blocked.cancel()
+        self._pace.close()
         http, self._http = self._http, None
         if http is None:
             return
@@ -238,6 +245,7 @@ class ApiServer:
         """The edge: every request ends in an answer here, whatever happens below."""
         self._under_way += 1
         try:
+            await self._in_turn(request)
             route, reply = await self._answer(request)
         finally:
             self._under_way -= 1
@@ -254,6 +262,12 @@ class ApiServer:
         if self._closing is not None:
             response.force_close()
         return response
+
+    async def _in_turn(self, request: web.BaseRequest) -> None:
+        """Return when the request may begin: at once with a valid token, and where nobody is asked for one."""
+        gate = self._node.gate
+        if gate.closed and gate.is_stranger(token_of(request.raw_path.partition("?")[2], request.headers)):
+            await self._pace.turn(_remote(request).rpartition(":")[0])
 
     async def _stream(self, request: web.BaseRequest, reply: Reply, pieces: Sequence[bytes]) -> web.StreamResponse:
         """Send a body in chunks: as it is, whatever encodings the client takes, for it is compressed already."""

@@ -75,6 +75,7 @@ KEYS = Keys(
         "performance.rpc_hold_timeout",
         "limits.http_max_conns_per_client",
         "limits.http_max_blocked_queries",
+        "limits.http_strangers_per_second",
         "limits.leaf_cache_max",
         "http_config.allow_insecure_http",
         "http_config.allowed_hosts",

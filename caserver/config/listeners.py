@@ -59,6 +59,7 @@ class Limits:
 
     http_max_conns_per_client: int
     http_max_blocked_queries: int
+    http_strangers_per_second: int  # requests without a valid token, where ACLs are on; 0 = no limit
     leaf_cache_max: int  # leaves kept by this node
 
 
@@ -171,6 +172,7 @@ def read_limits(reading: Reading, given: Mapping[str, object]) -> Limits:
     limits = Limits(
         http_max_conns_per_client=fields.integer("http_max_conns_per_client", 200, low=1),
         http_max_blocked_queries=fields.integer("http_max_blocked_queries", 5000, low=1),
+        http_strangers_per_second=fields.integer("http_strangers_per_second", 100, low=0),
         leaf_cache_max=fields.integer("leaf_cache_max", 10_000, low=1),
     )
     reading.done(fields)

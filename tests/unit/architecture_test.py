@@ -52,6 +52,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "openapi",
             "operator",
             "origin",
+            "pace",
             "query",
             "reference",
             "routes",

@@ -59,7 +59,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert config.ports == Ports(http=8500, https=None, server=8300, forward=8303)
     assert config.raft_multiplier == 3
     assert config.rpc_hold_timeout == 7.0
-    assert config.limits == Limits(200, 5000, 10_000)
+    assert config.limits == Limits(200, 5000, 100, 10_000)
     assert (config.log_level, config.log_json) == ("info", False)
     assert not config.connect.enabled
     assert any("connect.enabled: false" in warning for warning in config.warnings)
