@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
@@ -257,6 +258,20 @@ async def test_whoever_repeats_a_step_finds_what_was_made(vault: VaultLab) -> No
     assert again.backend == first.backend
     assert (len(vault.server.issuers(root)), len(vault.server.issuers(intermediate))) == (1, 1)
     assert (len(vault.server.keys_of(root)), len(vault.server.keys_of(intermediate))) == (1, 1)
+
+
+async def test_leaders_that_do_the_same_at_once_do_not_get_in_each_others_way(vault: VaultLab) -> None:
+    """One that was deposed may still be at it while its successor begins."""
+    configuration = vault.configuration()
+    prepared = await asyncio.gather(*(prepared_on(vault, configuration) for _ in range(4)))
+    assert len({each.root_pem for each in prepared}) == 1
+    for each in prepared:
+        await signed_by(vault, configuration, each)
+    root, intermediate = path_of(configuration)
+    assert (len(vault.server.issuers(root)), len(vault.server.keys_of(intermediate))) == (1, 1)
+    await vault.provider(configuration).retire(epochs=(1,), keep=prepared[0].backend)
+    assert vault.server.issuers(intermediate).keys() == {prepared[0].backend["issuer"]}
+    await signed_by(vault, configuration, prepared[0])
 
 
 @pytest.mark.parametrize(

@@ -152,8 +152,8 @@ class PKIEngine:
 
     async def request_intermediate(
         self, *, key_id: str | None, name: str, common_name: str, uri: str, key_type: str, key_bits: int
-    ) -> str:
-        """A CSR (PEM) for an intermediate: with the key ``key_id``, or a new one called ``name``."""
+    ) -> str | None:
+        """A CSR (PEM) for an intermediate with the key ``key_id``, or a new one; None if one called ``name`` is there already."""
         body: dict[str, object] = _subject(common_name, uri)
         if key_id is None:
             kind = "internal"
@@ -161,7 +161,11 @@ class PKIEngine:
         else:
             kind = "existing"
             body["key_ref"] = key_id
-        answer = await self._done("post", f"{self.path}/intermediate/generate/{kind}", body, deadline=SLOW)
+        path = f"{self.path}/intermediate/generate/{kind}"
+        answer = await self._call("post", path, body, deadline=SLOW)
+        if key_id is None and Reason.NAME_IN_USE in answer.reasons:
+            return None
+        self._accept(answer, "post", path)
         return _text(answer.data, "csr")
 
     async def request_cross_signing(

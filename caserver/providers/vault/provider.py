@@ -345,20 +345,25 @@ class VaultProvider:
         pem = None
         if root.presence is Presence.MOUNTED and root.kind == "pki":
             pem = await self._root.default_pem()
-            faults += await self._root_faults(pem)
+            if pem is None and await self._root.issuers():
+                pem = await self._root.default_pem()  # made between the two looks, or nobody's choice
+                faults += self._no_default_faults(pem)
+            faults += self._root_faults(pem)
         if faults:
             raise InvalidConfig(fault_text(faults))
         return _Survey(root, signers, pem)
 
-    async def _root_faults(self, pem: str | None) -> list[Fault]:
+    def _no_default_faults(self, pem: str | None) -> list[Fault]:
+        if pem is not None or self._bound is not None:
+            return []
+        remedy = "set the default there, or give another path"
+        problem = f"{self._where(self._root)} has issuers and none of them is the default"
+        return [Fault("RootPKIPath", problem, remedy)]
+
+    def _root_faults(self, pem: str | None) -> list[Fault]:
+        if pem is None or self._bound is not None:
+            return []  # a root that is in force stays so: what stands at its path now is for ``tend`` to report
         where = self._where(self._root)
-        if self._bound is not None:
-            return []  # it is in force: what stands at the path now is for ``tend`` to report
-        if pem is None:
-            if not await self._root.issuers():
-                return []
-            remedy = "set the default there, or give another path"
-            return [Fault("RootPKIPath", f"{where} has issuers and none of them is the default", remedy)]
         return root_faults(pem, where=where, effective=self._configuration.effective, now=self._clock.now())
 
     def _needs(self, survey: _Survey) -> list[preflight.Need]:
@@ -411,14 +416,9 @@ class VaultProvider:
         found = None if key_id is None else await self._found(key_id, root_pem, now)
         if found is not None:
             return found
-        csr = await engine.request_intermediate(
-            key_id=key_id,
-            name=self._name(epoch),
-            common_name=self._common_name(epoch),
-            uri=signing_uri(self._trust_domain),
-            key_type=effective.private_key_type,
-            key_bits=effective.private_key_bits,
-        )
+        csr = await self._csr(key_id, epoch) or await self._csr((await engine.keys()).get(self._name(epoch)), epoch)
+        if csr is None:
+            raise ProviderRefused(f"{self._where(engine)} has the key {self._name(epoch)} and does not list it")
         ends = min(now + timedelta(seconds=effective.intermediate_ttl), load_certificate(root_pem).not_valid_after_utc)
         pem = await self._root.sign_ca(root.id, csr, not_after=ends, path_length=0)
         if not is_issued_by(pem, root_pem):
@@ -428,6 +428,18 @@ class VaultProvider:
         if issuer is None or not issuer.key_id:
             raise ProviderRefused(f"{self._where(engine)} took the intermediate in without its key")
         return pem, issuer
+
+    async def _csr(self, key_id: str | None, epoch: int) -> str | None:
+        """A CSR for this epoch's intermediate; None if somebody (a leader that was deposed) made its key just now."""
+        effective = self._configuration.effective
+        return await self._signers.request_intermediate(
+            key_id=key_id,
+            name=self._name(epoch),
+            common_name=self._common_name(epoch),
+            uri=signing_uri(self._trust_domain),
+            key_type=effective.private_key_type,
+            key_bits=effective.private_key_bits,
+        )
 
     async def _found(self, key_id: str, root_pem: str, now: datetime) -> tuple[str, Issuer] | None:
         """An intermediate that an earlier attempt at the same epoch made, if it is of any use."""
