@@ -18,7 +18,7 @@ from tests.testkit.cluster import Cluster, Node, Reply, wait_for
 from tests.testkit.invariants import verifies
 from tests.testkit.keys import private_key
 from tests.testkit.openbao import HTTP_ACTIVE, Server, on_disk, unique
-from tests.unit.providers_vault_provider_test import imported, own_root
+from tests.testkit.vault import imported, own_root
 
 OK, BAD, BAD_GATEWAY, UNAVAILABLE = (
     int(http.client.OK),
@@ -207,18 +207,20 @@ def test_a_missing_permission_is_named_before_anything_is_made(world: World) -> 
     assert world.server.mounts().keys() == mounts
 
 
-def test_a_sealed_server(world: World) -> None:
+def test_a_server_that_is_sealed_and_restarted(world: World) -> None:
     cached = world.node.get("/v1/agent/connect/ca/leaf/cached").json()["CertPEM"]
-    # A server that unseals itself is sealed by being away: it is stopped, and the port answers nobody.
+    world.server.seal()
+    reply = world.sign()
+    assert (reply.status, "is sealed" in reply.text) == (UNAVAILABLE, True), reply.text
     world.server.stop()
     reply = world.sign()
-    assert (reply.status, "cannot be reached: Connection refused" in reply.text) == (UNAVAILABLE, True)
-    assert "cannot be reached" in world.says("VaultUnavailable")
+    assert (reply.status, "cannot be reached: Connection refused" in reply.text) == (UNAVAILABLE, True), reply.text
+    assert "Vault at" in world.says("VaultUnavailable")
     assert world.node.get("/v1/agent/connect/ca/leaf/cached").json()["CertPEM"] == cached
     assert world.node.get("/v1/status/leader").json() != ""
     reply = world.put(LeafCertTTL="80h")
     assert reply.status == UNAVAILABLE, reply.text
-    world.server.start()
+    world.server.start()  # and it unseals itself
     world.server.wait(HTTP_ACTIVE)
     world.heals()
     wait_for("no degradation", lambda: None if "VaultUnavailable" in world.degraded() else True, within=60)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from immutables import Map
 
 from caserver.authority.ports import Prepared, Provider, ProviderKind, SigningOrder
@@ -18,11 +22,12 @@ from caserver.providers.vault.kind import vault_kind
 from caserver.state.configuration import CAConfiguration
 from caserver.state.model import CARoot, Effective, Index, RootID
 from caserver.state.vault_configuration import VaultConfiguration, VaultLocal
-from tests.testkit.keys import private_key
+from tests.testkit.keys import key_pem, private_key
 from tests.testkit.nodes import TRUST_DOMAIN
 from tests.testkit.openbao import Server, unique
 
 THREADS = 4
+DAY = timedelta(days=1)
 
 
 def now() -> datetime:
@@ -134,3 +139,36 @@ def path_of(configuration: CAConfiguration) -> tuple[str, str]:
     """Root path and intermediate path."""
     assert configuration.vault is not None
     return configuration.vault.root_pki_path, configuration.vault.intermediate_pki_path
+
+
+def own_root(
+    *,
+    key: str = "ec-256",
+    path_length: int | None = None,
+    ca: bool = True,
+    begins: timedelta = -DAY,
+    ends: timedelta = 365 * DAY,
+) -> str:
+    """A root as openssl makes them: a name of several parts, in UTF-8."""
+    private = private_key(key)
+    parts = ((NameOID.COUNTRY_NAME, "DE"), (NameOID.ORGANIZATION_NAME, "Örg"), (NameOID.COMMON_NAME, unique("My Root")))
+    name = x509.Name([x509.NameAttribute(oid, value) for oid, value in parts])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() + begins)
+        .not_valid_after(now() + ends)
+        .add_extension(x509.BasicConstraints(ca, path_length), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False)
+    )
+    return builder.sign(private, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def imported(server: Server, certificate: str, *, key: str = "ec-256") -> str:
+    """A mount that holds a certificate and its key."""
+    path = server.mount(unique("imported"))
+    server.ask("POST", f"{path}/issuers/import/bundle", {"pem_bundle": certificate + key_pem(key)})
+    return path

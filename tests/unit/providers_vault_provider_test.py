@@ -6,10 +6,6 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from caserver.authority.ports import Prepared, SignedLeaf
 from caserver.errors import CaserverError, InvalidConfig, ProviderRefused, ProviderUnavailable
@@ -18,45 +14,11 @@ from caserver.pki.certificates import describe
 from caserver.pki.chain import verify_chain
 from caserver.state.configuration import CAConfiguration
 from caserver.state.model import HOUR
-from tests.testkit.keys import key_pem, private_key
 from tests.testkit.nodes import CLUSTER_ID
-from tests.testkit.openbao import Server, unique
-from tests.testkit.vault import VaultLab, listed, now, order, path_of, with_vault
+from tests.testkit.openbao import unique
+from tests.testkit.vault import VaultLab, imported, listed, now, order, own_root, path_of, with_vault
 
 DAY = timedelta(days=1)
-
-
-def own_root(
-    *,
-    key: str = "ec-256",
-    path_length: int | None = None,
-    ca: bool = True,
-    begins: timedelta = -DAY,
-    ends: timedelta = 365 * DAY,
-) -> str:
-    """A root as openssl makes them: a name of several parts, in UTF-8."""
-    private = private_key(key)
-    parts = ((NameOID.COUNTRY_NAME, "DE"), (NameOID.ORGANIZATION_NAME, "Örg"), (NameOID.COMMON_NAME, unique("My Root")))
-    name = x509.Name([x509.NameAttribute(oid, value) for oid, value in parts])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now() + begins)
-        .not_valid_after(now() + ends)
-        .add_extension(x509.BasicConstraints(ca, path_length), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False)
-    )
-    return builder.sign(private, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
-
-
-def imported(server: Server, certificate: str, *, key: str = "ec-256") -> str:
-    """A mount that holds a certificate and its key."""
-    path = server.mount(unique("imported"))
-    server.ask("POST", f"{path}/issuers/import/bundle", {"pem_bundle": certificate + key_pem(key)})
-    return path
 
 
 async def told(vault: VaultLab, configuration: CAConfiguration) -> str:
