@@ -181,3 +181,37 @@ def test_misuse_is_said_in_the_same_words(tmp_path: Path, words: tuple[str, ...]
 
     assert (found.returncode, found.stdout) == (expected.returncode, expected.stdout) == (1, "")
     assert found.stderr.startswith(expected.stderr.rstrip("\n"))
+
+
+def test_access_control_from_its_bootstrap_to_a_restore(tmp_path: Path) -> None:
+    settings = {"acl": {"enabled": True, "default_policy": "deny"}}
+    with Cluster(tmp_path / "guarded", ("n1",), dev=True, settings=settings).start_ready() as guarded:
+        (node,) = guarded
+
+        def run(*words: str, token: str = "") -> subprocess.CompletedProcess[str]:
+            environ = {"CONSUL_HTTP_ADDR": f"{node.address}:{node.http_port}", "CONSUL_HTTP_TOKEN": token}
+            return stock.consul(*words, cwd=tmp_path, environ=environ)
+
+        boot = run("acl", "bootstrap")
+        assert boot.returncode == 0, boot.stderr
+        secret = _value(boot.stdout, "SecretID")
+        rules = 'service "web" { policy = "write" }'
+        policy = run("acl", "policy", "create", "-name=web", "-rules", rules, token=secret)
+        assert (policy.returncode, rules in policy.stdout) == (0, True), policy.stderr
+        token = _value(run("acl", "token", "create", "-policy-name=web", token=secret).stdout, "SecretID")
+        denied = "Unexpected response code: 403 (Permission denied)\n"
+        for limited in ("", token):
+            assert run("snapshot", "save", "backup.snap", token=limited).stderr == f"Error saving snapshot: {denied}"
+        assert run("snapshot", "save", "backup.snap", token=secret).returncode == 0
+        assert run("snapshot", "restore", "backup.snap", token=token).stderr == f"Error restoring snapshot: {denied}"
+        deleted = run("acl", "policy", "delete", "-name=web", token=secret)
+        assert (deleted.returncode, "deleted successfully" in deleted.stdout) == (0, True)
+        assert run("snapshot", "restore", "backup.snap", token=secret).stdout == "Restored snapshot\n"
+        assert "web:" in run("acl", "policy", "list", token=secret).stdout
+        leaf = node.get("/v1/agent/connect/ca/leaf/web", headers={"X-Consul-Token": token})
+        assert leaf.status == http.client.OK
+
+
+def _value(shown: str, name: str) -> str:
+    """What a command shows behind a name."""
+    return next(line.split()[1] for line in shown.splitlines() if line.startswith(f"{name}:"))
