@@ -37,7 +37,7 @@ function __caserver_complete
     caserver completion words -- $words[2..-1] (commandline -ct) 2>/dev/null
 end
 complete -c caserver -f -a '(__caserver_complete)'
-complete -c caserver -n 'test -z "(__caserver_complete)"' -F
+complete -c caserver -n 'not count (__caserver_complete) >/dev/null' -F
 """
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 _INSTALL = {

@@ -103,8 +103,24 @@ def test_bash_completes(tmp_path: Path, words: tuple[str, ...], expected: list[s
     assert sorted(completed_by_bash(tmp_path, *words)) == sorted(expected)
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_can_read_their_script(tmp_path: Path, shell: str) -> None:
+FISH = """
+caserver completion fish | source
+complete -C "caserver snapshot s"
+complete -C "caserver snapshot save ba"
+"""
+ZSH = """
+autoload -Uz compinit && compinit -u -d dump
+source <(caserver completion zsh)
+compadd() { while [ "$1" != -- ]; do shift; done; shift; print -l -- "$@" }
+_files() { print backup.snap }
+words=(caserver snapshot s) CURRENT=3; _caserver
+words=(caserver snapshot save ba) CURRENT=4; _caserver
+"""
+
+
+@pytest.mark.parametrize(("shell", "script"), [("zsh", ZSH), ("fish", FISH)])
+def test_other_shells_complete(tmp_path: Path, shell: str, script: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed on this machine")
-    run(shell, f"caserver completion {shell} > script && {shell} -n script", tmp_path)
+
+    assert run(shell, script, tmp_path).split() == ["save", "backup.snap"]
