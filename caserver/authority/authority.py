@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, assert_never
 
 import structlog
@@ -82,9 +83,9 @@ def office(state: CAState, leadership: Leadership) -> _Office:
     return (leadership.term, state.restored_index) if leadership.is_leader else None
 
 
-async def _together(*works: Coroutine[Any, Any, None]) -> None:
+async def _together(*works: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run all of them until one ends or fails, and end the others."""
-    tasks = [asyncio.get_running_loop().create_task(work) for work in works]
+    tasks = [asyncio.get_running_loop().create_task(work()) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -222,8 +223,8 @@ class Authority:
                 await self._resign(holding)
                 holding = None
                 if term is not None and self._bootstrap is not None:
-                    office_work = (self._hold_office(self._bootstrap), self._tending.run())
-                    holding = asyncio.get_running_loop().create_task(_together(*office_work))
+                    office_work = _together(partial(self._hold_office, self._bootstrap), self._tending.run)
+                    holding = asyncio.get_running_loop().create_task(office_work)
         finally:
             await self._resign(holding)
             await self._issuance.close()
