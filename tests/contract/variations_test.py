@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 
 import pytest
 import pytest_asyncio
@@ -66,6 +67,8 @@ async def test_a_method_is_refused_or_offered_in_one_way(server: World, route: R
 @pytest.mark.parametrize("path", EXACT)
 async def test_a_path_is_found_as_it_is_written_or_not_at_all(server: World, path: str) -> None:
     for other in (path + "/", path.upper(), path + "x", path + "%20", path + ";a", path[:-1]):
+        if other in EXACT or any(other.startswith(each.path) for each in SUBTREES):
+            continue
         answered = await server.fetch("GET", other)
         assert (answered.status, answered.body) == (404, b""), other
         assert not {"Content-Type", "Vary", "X-Consul-Index", "Allow"} & set(answered.headers)
@@ -78,7 +81,9 @@ async def test_a_path_is_found_as_it_is_written_or_not_at_all(server: World, pat
             assert "Vary" not in moved.headers
 
 
-@pytest.mark.parametrize("route", SUBTREES, ids=lambda route: route.path)
+@pytest.mark.parametrize(
+    "route", [each for each in SUBTREES if each.path.rstrip("/") not in EXACT], ids=lambda route: route.path
+)
 async def test_a_subtree_without_its_slash_moves(server: World, route: Route) -> None:
     moved = await server.fetch("GET", route.path.rstrip("/") + "?a=b")
 
@@ -256,7 +261,8 @@ async def test_a_head_that_does_not_end_is_given_up(server: World, begun: bytes)
             while not ended.done():
                 writer.write(b"X: y\r\n" if len(begun) > 1 else b"")  # little by little, so that something always comes
                 await asyncio.wait((ended,), timeout=0.02)
-        assert await ended == b""
+        with suppress(ConnectionError):  # reset, if something was on its way when it was closed
+            assert await ended == b""
         await closed(writer)
     finally:
         await impatient.close()
