@@ -13,8 +13,8 @@ from caserver.pki.certificates import describe
 from caserver.providers.vault.engine import PKIEngine
 from caserver.providers.vault.session import Answer, Lease, VaultSession
 
-LOOK_AGAIN = 10.0  # seconds while all is well
-LOOK_SOON = 3.0  # while something is not
+LOOK_AGAIN = 5.0  # seconds while all is well: three small requests
+LOOK_SOON = 2.0  # while something is not
 RENEW_AT = 1 / 3  # of a lease left: time for several tries
 
 Trouble = tuple[str, str]
