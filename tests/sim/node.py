@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from caserver.acl import permission_of
 from caserver.authority.authority import Authority
+from caserver.authority.gate import admit
 from caserver.authority.ports import Log, Providers
 from caserver.backup import Backups
+from caserver.config.acl_settings import ACLSettings
 from caserver.environment import InlineWorkers
 from caserver.errors import CaserverError, Corrupt
 from caserver.forwarding.leader import Leader
@@ -50,7 +53,7 @@ from tests.sim.disk import Crash, Death, Platter, SimDisk
 from tests.sim.loop import Process, VirtualLoop
 from tests.sim.network import SimHop, SimNetwork, Wires
 from tests.sim.witness import Witness
-from tests.testkit.access import access
+from tests.testkit.access import OFF, access
 from tests.testkit.fakes import SeededEntropy
 
 EPOCH = datetime(2026, 3, 1, 12, tzinfo=UTC)  # when every simulation begins
@@ -134,6 +137,7 @@ class Parts:
     machine: Callable[[], CAStateMachine] = CAStateMachine
     tinker: Callable[[Engine], None] = lambda _: None  # called with every new engine
     log_of_authority: Callable[[SimLog], Log] = lambda log: log
+    acl: ACLSettings = OFF  # its management token is the one that clients show
 
 
 @dataclass
@@ -256,7 +260,8 @@ class Life:
         setting, clock, workers = self.setting, self.node.clock, InlineWorkers()
         log = setting.parts.log_of_authority(self.log)
         keyring = Keyring([SECRET])
-        own = access(log, keyring=keyring, clock=clock, entropy=entropy)
+        own = access(log, keyring=keyring, clock=clock, entropy=entropy, settings=setting.parts.acl)
+        self.gate = own.gate
         self.authority = Authority(
             log,
             providers=Providers({"consul": builtin_kind(clock, entropy, workers)}),
@@ -305,7 +310,13 @@ class Life:
         """What the authority of this node answers."""
         if not isinstance(request, SignLeaves | ChangeConfiguration | ReadIndex | RestoreRequest):
             raise TypeError(f"no client of the simulation asks for {type(request).__name__}")
+        if self.log.leadership.is_leader:  # others refuse as such, as ``Operations`` does
+            admit(self.gate, caller, permission_of(request), operation=type(request).__name__)
         return await self.authority.execute(caller, request)
+
+    def caller(self, request_id: str = "") -> Caller:
+        """A client of this node."""
+        return Caller(token=self.setting.parts.acl.initial_management, source="sim", request_id=request_id)
 
     async def perform(self, peer: str, frame: bytes) -> bytes:
         """What the internal channel does with a frame of ``peer``."""

@@ -15,7 +15,7 @@ from caserver.errors import CaserverError, CommitUnknown, Conflict, InvalidConfi
 from caserver.pki.csr import make_csr
 from caserver.pki.spiffe import ServiceID
 from caserver.raft.ports import Leadership
-from caserver.requests import Caller, ChangeConfiguration, ConfigurationChanged, ReadAt, ReadIndex, SignLeaves
+from caserver.requests import ChangeConfiguration, ConfigurationChanged, ReadAt, ReadIndex, SignLeaves
 from caserver.state.model import CAState, Index
 from tests.sim.node import DATACENTER, Life, Setting
 from tests.testkit.fakes import SeededEntropy
@@ -125,7 +125,7 @@ class Clients:
     async def leaf(self, life: Life) -> None:
         """A leaf with its key."""
         service, fresh = self.chance.choice(SERVICES), self.chance.random() < 0.5
-        cached = await self._ask(life, lambda: life.leaf_cache.leaf(Caller(source="sim"), service, fresh=fresh))
+        cached = await self._ask(life, lambda: life.leaf_cache.leaf(life.caller(), service, fresh=fresh))
         if not cached.hit:
             self.setting.witness.told(cached.leaf.index)
 
@@ -141,7 +141,7 @@ class Clients:
             )
             for _ in range(self.chance.choice((1, 1, 3)))
         )
-        await self._ask(life, lambda: life.leader.execute(Caller(source="sim"), SignLeaves(csrs)))
+        await self._ask(life, lambda: life.leader.execute(life.caller(), SignLeaves(csrs)))
 
     async def read(self, life: Life) -> None:
         """A consistent read: at least as new as all that any client was told before it began."""
@@ -149,7 +149,7 @@ class Clients:
         known = witness.acknowledged_index
 
         async def work() -> int:
-            answer = await life.leader.execute(Caller(source="sim"), ReadIndex(consistent=True))
+            answer = await life.leader.execute(life.caller(), ReadIndex(consistent=True))
             assert isinstance(answer, ReadAt)
             index = life.state.index
             while index < answer.index:
@@ -184,7 +184,7 @@ class Clients:
     async def restore(self, life: Life) -> None:
         """The state that was saved last."""
         data = io.BytesIO(self.saved or b"")
-        index = await self._ask(life, lambda: life.backups.restore(Caller(source="sim"), data))
+        index = await self._ask(life, lambda: life.backups.restore(life.caller(), data))
         if index not in self.setting.witness.restored:
             self.setting.witness.fail(f"a restore was acknowledged at {index}, which was none")
         self.setting.witness.told(index)
@@ -206,7 +206,7 @@ class Clients:
         given: dict[str, Any] = {"Provider": "consul", "Config": self.chance.choice(CONFIGURATIONS)}
         if self.chance.random() < 0.2:
             given["ModifyIndex"] = index
-        caller = Caller(source="sim", request_id=change.request_id)
+        caller = life.caller(change.request_id)
         change.under_way += 1
         try:
             answer = await self._ask(life, lambda: life.leader.execute(caller, ChangeConfiguration(json.dumps(given))))
