@@ -54,6 +54,7 @@ from tests.sim.loop import Process, VirtualLoop
 from tests.sim.network import SimHop, SimNetwork, Wires
 from tests.sim.witness import Witness
 from tests.testkit.access import OFF, access
+from tests.testkit.external import FakeVault
 from tests.testkit.fakes import SeededEntropy
 
 EPOCH = datetime(2026, 3, 1, 12, tzinfo=UTC)  # when every simulation begins
@@ -153,6 +154,7 @@ class Setting:
     snapshot_every: int
     parts: Parts
     note: Callable[[str], None]
+    server: FakeVault  # of the external provider; it outlives every process
 
 
 class Node:
@@ -264,7 +266,7 @@ class Life:
         self.gate = own.gate
         self.authority = Authority(
             log,
-            providers=Providers({"consul": builtin_kind(clock, entropy, workers)}),
+            providers=Providers({"consul": builtin_kind(clock, entropy, workers), "vault": setting.server.kind()}),
             keyring=keyring,
             clock=clock,
             entropy=entropy,

@@ -20,7 +20,15 @@ from caserver.raft.ports import Message
 from caserver.raft.seam import COMMAND
 from caserver.requests import IssuedLeaf, LeavesSigned
 from caserver.state.codec import decode_command, encode_state
-from caserver.state.commands import ActivateRoot, Applied, IssueLeaves, RestoreCommit, SetConfiguration
+from caserver.state.commands import (
+    ActivateRoot,
+    Applied,
+    IssueLeaves,
+    LeafOrder,
+    RestoreCommit,
+    SetConfiguration,
+    SetIntermediate,
+)
 from caserver.state.model import CAState
 from tests.sim.bundles import Bundles
 
@@ -78,6 +86,9 @@ class Witness:
         self._proposed: dict[int, float] = {}  # serial -> instant of its proposal
         self._booked: dict[int, str] = {}  # serial -> service
         self._handed_out: set[int] = set()
+        self._began: dict[str, float] = {}  # issue id without a serial -> instant of its proposal
+        self._unnumbered: Counter[tuple[int, str]] = Counter()  # (index, service) -> leaves that may be handed out
+        self._begun: dict[tuple[int, str], float] = {}  # the same -> instant of the first proposal
         self.effects: dict[str, list[int]] = {}  # request id -> indexes at which it took effect
         self.restored: set[int] = set()  # indexes at which a restore took effect
         self.acknowledged_index = 0  # highest index that any client was told of
@@ -270,15 +281,23 @@ class Witness:
         self.count(f"{type(command).__name__} {'applied' if took else 'refused'}")
         if isinstance(command, IssueLeaves) and took:
             for order in command.orders:
-                if order.serial in self._booked:
-                    self.fail(f"serial {order.serial} is booked twice")
-                self._booked[order.serial or 0] = order.service
-                self.count("leaves booked")
+                self._book(order, took)
         elif isinstance(command, RestoreCommit) and took:
             self.restored.add(took)
-        elif isinstance(command, ActivateRoot | SetConfiguration) and took:
+        elif isinstance(command, ActivateRoot | SetConfiguration | SetIntermediate) and took:
             self.effects.setdefault(command.request_id, []).append(took)
         self.bundles.changed(state, at=command.at)
+
+    def _book(self, order: LeafOrder, index: int) -> None:
+        self.count("leaves booked")
+        if order.serial is None:
+            place = index, order.service
+            self._unnumbered[place] += 1
+            self._begun[place] = min(self._began[order.issue_id], self._begun.get(place, float("inf")))
+            return
+        if order.serial in self._booked:
+            self.fail(f"serial {order.serial} is booked twice")
+        self._booked[order.serial] = order.service
 
     def acknowledged(self, life: Life, body: bytes, result: object) -> None:
         """A proposer was told that its command is committed."""
@@ -360,7 +379,10 @@ class Witness:
     def proposed(self, command: IssueLeaves) -> None:
         """Leaves are about to be booked."""
         for order in command.orders:
-            self._proposed[order.serial or 0] = self._loop.time()
+            if order.serial is None:
+                self._began[order.issue_id] = self._loop.time()
+            else:
+                self._proposed[order.serial] = self._loop.time()
 
     def received(self, life: Life, answer: LeavesSigned) -> None:
         """A node received what it asked to be signed."""
@@ -371,13 +393,18 @@ class Witness:
     def _received(self, life: Life, leaf: IssuedLeaf) -> None:
         self.count("leaves received")
         self.told(leaf.index)
-        if self._booked.get(leaf.serial) != leaf.service:
+        place = leaf.index, leaf.service
+        numbered = self._booked.get(leaf.serial) == leaf.service
+        if not numbered and not self._unnumbered[place]:
             self.fail(f"{life.name} received a leaf for {leaf.service} that is not booked")
             return
         if leaf.serial in self._handed_out:
             self.fail(f"serial {leaf.serial} was handed out twice")
         self._handed_out.add(leaf.serial)
-        took = self._loop.time() - self._proposed[leaf.serial]
+        if not numbered:
+            self._unnumbered[place] -= 1
+            self.count("leaves received from the external server")
+        took = self._loop.time() - (self._proposed[leaf.serial] if numbered else self._begun[place])
         if took > DELIVERED_WITHIN:
             self.fail(f"{life.name} received a leaf {took:.1f} s after its proposal")
         self.bundles.issued(leaf)

@@ -11,7 +11,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
-from caserver.errors import CaserverError, CommitUnknown, Conflict, InvalidConfig, NotLeader
+from caserver.errors import CaserverError, CommitUnknown, Conflict, InvalidConfig, NotLeader, ProviderUnavailable
 from caserver.pki.csr import make_csr
 from caserver.pki.spiffe import ServiceID
 from caserver.raft.ports import Leadership
@@ -23,12 +23,17 @@ from tests.testkit.fakes import SeededEntropy
 RESTORES = 0.06  # of what clients ask for, where there are restores at all
 PATIENCE = 25.0  # seconds after which a client gives up
 SERVICES = ("web", "api", "db", "mail", "cache")
+_SERVER = {"Address": "https://vault:8200", "Token": "s.t"}
 CONFIGURATIONS: tuple[dict[str, Any], ...] = (
     {"LeafCertTTL": "1h"},
     {"LeafCertTTL": "2h"},
     {"LeafCertTTL": "1h", "PrivateKeyType": "ec", "PrivateKeyBits": 384},
     {"LeafCertTTL": "1h", "PrivateKeyType": "ec", "PrivateKeyBits": 256},
+    {**_SERVER, "LeafCertTTL": "1h", "RootPKIPath": "root-a", "IntermediatePKIPath": "inter-a"},
+    {**_SERVER, "LeafCertTTL": "1h", "RootPKIPath": "root-b", "IntermediatePKIPath": "inter-a"},
+    {**_SERVER, "LeafCertTTL": "1h", "RootPKIPath": "root-b", "IntermediatePKIPath": "inter-b"},
 )
+OUTAGE_MAX = 40.0  # seconds that the external server may be down
 
 
 class GaveUp(Exception):
@@ -81,6 +86,7 @@ class Clients:
             (self.barrier, 20),
             (self.change, 3),
             (self.repeat, 2),
+            (self.outage, 1),
         )
         (kind,) = self.chance.choices([each for each, _ in kinds], weights=[weight for _, weight in kinds])
         self.setting.note(f"client {kind.__name__} at {life.name}")
@@ -201,9 +207,20 @@ class Clients:
         if doubtful:
             await self._change(life, self.chance.choice(doubtful))
 
+    async def outage(self, _life: Life) -> None:
+        """The external server goes down for a while."""
+        server = self.setting.server
+
+        def up() -> None:
+            server.down = None
+
+        server.down = ProviderUnavailable("the server is down")
+        self.setting.loop.call_later(self.chance.uniform(0.0, OUTAGE_MAX), up, context=self.outside)
+
     async def _change(self, life: Life, change: Change) -> None:
         index = life.state.configuration.modify_index if life.state.configuration else 0
-        given: dict[str, Any] = {"Provider": "consul", "Config": self.chance.choice(CONFIGURATIONS)}
+        config = self.chance.choice(CONFIGURATIONS)
+        given: dict[str, Any] = {"Provider": "vault" if "Address" in config else "consul", "Config": config}
         if self.chance.random() < 0.2:
             given["ModifyIndex"] = index
         caller = life.caller(change.request_id)

@@ -12,9 +12,11 @@ import gc
 import hashlib
 import logging
 import random
+import statistics
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import pysyncobj.syncobj
@@ -28,9 +30,10 @@ from tests.sim.disk import Crash
 from tests.sim.faults import Faults
 from tests.sim.loop import OWNER, VirtualLoop
 from tests.sim.network import Wires
-from tests.sim.node import Life, Node, Parts, Setting, hash_of
+from tests.sim.node import EPOCH, Life, Node, Parts, Setting, hash_of
 from tests.sim.witness import Violation, Witness
 from tests.sim.workload import Clients, GaveUp
+from tests.testkit.external import FakeVault
 from tests.testkit.fakes import SeededEntropy
 
 STEP_MEAN = 0.04  # seconds between two steps
@@ -38,6 +41,7 @@ PRESSING_MEAN = 0.02
 CLIENTS = 0.8  # share of steps in which a client acts; in the others something breaks, or is mended
 REST_SECONDS = 150.0  # within which a healed cluster comes to rest; a clock that jumped is doubted for 60
 STEPS = 200
+SERVER_LATENCY = 0.003  # seconds of a request to the external server
 TRUNCATING = "truncating already-applied log entries"
 
 
@@ -88,6 +92,23 @@ class _Trace:
         return self._hash.hexdigest()
 
 
+class ServerClock:
+    """The clock of the external server: right, as most nodes have it."""
+
+    def __init__(self, loop: VirtualLoop, nodes: dict[str, Node]) -> None:
+        self._loop, self._nodes = loop, nodes
+
+    def now(self) -> datetime:
+        ahead = statistics.median(node.clock.ahead for node in self._nodes.values())
+        return EPOCH + timedelta(seconds=self._loop.time() + ahead)
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
 class World:
     """See above; ``run`` once."""
 
@@ -113,6 +134,7 @@ class World:
             snapshot_every=self.chance.choice((8, 20, 40, 200)),
             parts=parts,
             note=self.trace.note,
+            server=FakeVault(ServerClock(self.loop, self.nodes), latency=SERVER_LATENCY),
         )
         self.nodes.update({name: Node(name, self.setting) for name in names})
         self.faults = Faults(self.setting, self.nodes, self.chance, skewed=self.chance.random() < 0.3)
@@ -213,6 +235,7 @@ class World:
     async def _come_to_rest(self) -> None:
         self.trace.note("heal")
         self.faults.heal()
+        self.setting.server.down = None
         await self._until(self.faults.start_all, seconds=REST_SECONDS, what="all nodes run as members")
         await self._until(self._is_ready, seconds=REST_SECONDS, what="a leader has a root")
         await self._until(lambda: not self.clients.running, seconds=60.0, what="all clients have an answer")
@@ -223,8 +246,24 @@ class World:
         # What a doubtful clock held up is tried again after a minute at most.
         await self._until(self._is_one, seconds=REST_SECONDS, what="all nodes have the same state")
         self.clients.judge()
+        self._judge_server()
         if not self.witness.state_at_most(self.witness.acknowledged_index):
             self.witness.fail(f"index {self.witness.acknowledged_index} was acknowledged and never reached")
+
+    def _judge_server(self) -> None:
+        """What stands at the external server signs, or is owed a clean-up, or belongs to a change under way.
+
+        After a restore nobody knows what was made since the snapshot.
+        """
+        if self.witness.restored:
+            return
+        state = next(life.state for life in self.faults.lives)
+        known = {retiring.epoch for retiring in state.retiring}
+        known |= {root.epoch for root in state.roots if root.active}
+        known |= set() if state.change is None else {state.change.epoch}
+        orphans = {(path, epoch) for path, epoch in self.setting.server.standing if epoch not in known}
+        if orphans:
+            self.witness.fail(f"nobody knows of {sorted(orphans)} at the external server")
 
     async def _serves(self, name: str) -> None:
         """A leaf and a consistent read through this node."""

@@ -58,6 +58,7 @@ class FakeVault:
     troubles: tuple[tuple[str, str], ...] = ()
     token_expires_at: float | None = None
     intermediate_life: timedelta | None = None  # instead of what the configuration wants
+    latency: float = 0.0  # seconds of every request
     step: Callable[[str], None] = lambda _: None  # told of every side effect before and after it
     hang: asyncio.Event | None = None  # while set, everything waits for it
     serials: int = 1000
@@ -76,7 +77,7 @@ class FakeVault:
     async def reached(self, what: str) -> None:
         """One request arrives; ProviderUnavailable while the server is down."""
         self.step(f"vault {what}")
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.latency)
         if self.hang is not None:
             await self.hang.wait()
         if self.down is not None:
