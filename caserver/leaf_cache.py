@@ -193,9 +193,11 @@ class LeafCache:
         return held.serve(self._clock.monotonic(), hit=hit)
 
     async def _refreshed(self, entry: _Entry, held: _Held) -> tuple[_Held, bool]:
-        """A new leaf, or the old one while it is valid if none can be had."""
+        """A new leaf, or the old one while it is valid if none can be had; PermissionDenied if the leader denies it."""
         try:
             return await self._flight(entry), False
+        except PermissionDenied:  # this node's copy of the tokens lags behind the leader's
+            raise
         except CaserverError:
             return held, True
 

@@ -525,3 +525,18 @@ async def test_a_reader_is_not_denied_because_another_one_was() -> None:
         await denied
     assert (await joined).leaf.service == "web"
     assert [caller.token for caller in rig.signer.callers] == [Secret("gone"), Secret("good")]
+
+
+async def test_a_reader_whom_the_leader_denies_is_not_served_what_is_held() -> None:
+    """This node's copy may lag behind: the leader knows that the token was taken away."""
+    rig = Rig()
+    await rig.get()
+    rig.signer.failure, rig.signer.denies = PermissionDenied("ACL not found"), "gone"
+    rig.log.rotate("R2")
+
+    with pytest.raises(PermissionDenied):
+        await rig.cache.leaf(Caller(token=Secret("gone")), "web", fresh=True)
+    assert (await rig.get()).hit
+    await rig.clock.advance(0.95 * LIFE)
+    with pytest.raises(PermissionDenied):
+        await rig.cache.leaf(Caller(token=Secret("gone")), "web")
