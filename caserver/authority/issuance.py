@@ -208,8 +208,7 @@ class Issuance:
         signed = await booked.signing.provider.sign_leaves(orders)
         if self._clock.monotonic() - started > DROP_AFTER:
             raise Unavailable(f"the signature took longer than {DROP_AFTER:g} s and was dropped; try again")
-        if self._log.state.restored_index > booked.applied.index:
-            raise NotLeader("the leaf was not signed: the cluster was restored, which took its booking away")
+        self._require_booking(booked)
         for row, order, result in zip(rows, orders, signed, strict=True):
             self._deliver(row, order, result, booked)
         return False
@@ -249,6 +248,7 @@ class Issuance:
             ) from None
         if isinstance(result, CaserverError):
             raise result
+        self._require_booking(booked)  # nor is its row in the ledger the row of that number any more
         template = _template(order, result.serial)
         leaf = check_foreign_leaf(result.pem, template, signing.issuer_pem, now=int(self._clock.now().timestamp()))
         self._recorder.add(row[0], row[1], leaf.serial)
@@ -257,6 +257,11 @@ class Issuance:
             not_before=leaf.not_before,
             not_after=leaf.not_after,
         )
+
+    def _require_booking(self, booked: _Booked) -> None:
+        """NotLeader if a restore took the bookings away while their leaves were signed."""
+        if self._log.state.restored_index > booked.applied.index:
+            raise NotLeader("the leaf was not signed: the cluster was restored, which took its booking away")
 
     async def _book(self, live: list[_Waiting]) -> _Booked:
         """Commit the batch; a batch decided on a stale epoch is proposed once more, unseen by its callers."""

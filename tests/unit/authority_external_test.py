@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from caserver.authority.issuance import DROP_AFTER
 from caserver.authority.rotation import CHANGE_MAX, CLEAN_UP_AFTER
-from caserver.errors import InvalidConfig, ProviderRefused, ProviderUnavailable
+from caserver.errors import InvalidConfig, NotLeader, ProviderRefused, ProviderUnavailable
 from caserver.fields import Secret
 from caserver.pki.certificates import describe
 from caserver.requests import Caller, IssuedLeaf, SignLeaves
@@ -33,6 +33,7 @@ from tests.testkit.nodes import (
     split_chain,
     why_not,
 )
+from tests.testkit.states import restores
 
 UNLIMITED = {"CSRMaxPerSecond": 0}
 RETIRED = 90  # seconds after which a clean-up is done, clock guard included
@@ -194,6 +195,22 @@ class TestLeaves:
                 with pytest.raises(ProviderUnavailable, match="did not sign within 5 s"):
                     await call
             assert released is not None
+
+    async def test_a_leaf_that_was_booked_before_a_restore_is_not_given_out_after(self) -> None:
+        node, _ = scene()
+        async with running(node):
+            await put(node, VAULT_A)
+            past = node.state
+            node.external.hang = asyncio.Event()
+            signing = asyncio.ensure_future(node.authority.execute(Caller(), SignLeaves((csr_for("a"),))))
+            await settle()
+            for command in restores(past):
+                node.log.commit(command)
+            node.external.hang.set()
+            with pytest.raises(NotLeader, match="the cluster was restored"):
+                await signing
+            await node.clock.advance(1)
+            assert node.log.applied(RecordSerials) == []
 
     async def test_a_failure_of_one_leaf_is_its_own(self) -> None:
         node, server = scene()
