@@ -153,7 +153,10 @@ def _restored(state: CAState, restored: CAState, command: RestoreCommit) -> Step
         change=None,
         history=history,
         requests=with_request(state, command.request_id, RequestRecord(command.at, index, "restored")),
-        acl=replace(restored.acl, index=index),
+        # Whoever comes first may make the first management token of a past that had none; here it was made.
+        acl=replace(
+            restored.acl, index=index, bootstrap_index=restored.acl.bootstrap_index or state.acl.bootstrap_index
+        ),
         restoring=None,
     ), Applied(index)
 

@@ -249,3 +249,12 @@ def test_sealed_values_come_back_as_they_were():
 
 def test_pieces_are_what_the_codec_wrote():
     assert "".join(pieces_of(archived())).encode() == b"".join(encode_state(archived()))
+
+
+@pytest.mark.parametrize(("then", "kept"), [(0, 7), (4, 4)])
+def test_a_past_before_the_first_management_token_does_not_let_strangers_make_one(then: int, kept: int):
+    before, past = present(), archived()
+    before = replace(before, acl=replace(before.acl, bootstrap_index=7))
+    past = replace(past, acl=replace(past.acl, index=then, bootstrap_index=then))
+
+    assert applied(before, *restores(past)).acl.bootstrap_index == kept
