@@ -317,7 +317,10 @@ class ApiServer:
         try:
             await _admit(node, request.method, call, route)
             if request.method == hdrs.METH_GET:
-                return await route.handlers[request.method](node, call)
+                reply = await route.handlers[request.method](node, call)
+                # While the handler waited the token may have been taken away, and a copy that lagged has learnt of it.
+                await _admit(node, request.method, call, route)
+                return reply
             if route.admission is not None:
                 return await self._run_upload(request, route, call, route.admission)
             body = await self._read_body(request, route.body_max)
@@ -330,11 +333,11 @@ class ApiServer:
 
     async def _run_upload(self, request: web.BaseRequest, route: Route, call: Call, admission: Admission) -> Reply:
         """Run a handler whose body is a file; one at a time, each admitted before a byte of its body is taken."""
+        await admission(self._node, call)
         if self._uploading:
             raise Unavailable("another file is being taken in by this node; wait for its end and try again")
         self._uploading = True
         try:
-            await admission(self._node, call)
             file = self._node.backups.upload()
             try:
                 await self._take_in(request, file, route.body_max)

@@ -86,8 +86,17 @@ class Restoration:
         command = RestoreCommit(
             request_id=caller.request_id, at=self._now(), pieces=request.pieces, digest=request.digest
         )
+        before = self._log.state.acl.tokens.keys()
         progress = self._progress(caller, verdict(await self._log.propose(command)))
-        _log.info("the cluster is restored", source=caller.source, request_id=caller.request_id, index=progress.index)
+        after = self._log.state.acl.tokens.keys()
+        _log.info(
+            "the cluster is restored",
+            source=caller.source,
+            request_id=caller.request_id,
+            index=progress.index,
+            tokens_back=len(set(after) - set(before)),
+            tokens_gone=len(set(before) - set(after)),
+        )
         return RestoreProgress(progress.index, done=True)
 
     async def _abort(self, caller: Caller) -> RestoreProgress:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -61,9 +61,11 @@ class LocalHop:
     def __init__(self) -> None:
         self.operations: dict[str, Operations] = {}
         self.sent = 0
+        self.before: Callable[[], object] = lambda: None  # called before each frame
 
     async def send(self, node: str, frame: bytes, deadline: float) -> bytes:
         self.sent += 1
+        self.before()
         caller, request = decode_request(frame)
         try:
             return encode_answer(await self.operations[node].execute(caller, request))

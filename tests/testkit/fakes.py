@@ -315,6 +315,11 @@ class FakeLog:
         return self._commit(command)
 
     @property
+    def waiting(self) -> int:
+        """How many wait for a change."""
+        return len(self._waiters)
+
+    @property
     def entries(self) -> Sequence[tuple[Command, Result]]:
         """Everything committed so far with its result."""
         return tuple(self._shared.entries)
