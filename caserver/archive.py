@@ -403,13 +403,17 @@ def _encode_meta(meta: Meta) -> bytes:
 def _decode_meta(text: str) -> Meta:
     try:
         document = json.loads(text)
-        version, numbers = document["Version"], [document[name] for name in ("Index", "Term", "Size")]
+        named, version, numbers = (
+            document["ID"],
+            document["Version"],
+            [document[name] for name in ("Index", "Term", "Size")],
+        )
         seal = base64.b64decode(document.get("Seal", ""), validate=True)
         given = document["Configuration"]["Servers"]
         servers = tuple(Server(str(each["ID"]), str(each["Address"])) for each in given)
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as exc:
         raise InvalidArchive(f"{_META} of the snapshot cannot be read: {type(exc).__name__}; take another one") from exc
-    if not isinstance(document["ID"], str) or not all(type(each) is int for each in (version, *numbers)):
+    if not isinstance(named, str) or not all(type(each) is int for each in (version, *numbers)):
         raise InvalidArchive(f"{_META} of the snapshot holds a value of another type; take another one")
     if version != VERSION:
         raise InvalidArchive(
@@ -417,7 +421,7 @@ def _decode_meta(text: str) -> Meta:
         )
     index, term, size = numbers
     return Meta(
-        id=document["ID"],
+        id=named,
         index=index,
         term=term,
         size=size,

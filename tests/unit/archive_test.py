@@ -237,6 +237,14 @@ def test_what_it_says_of_itself_must_fit(changes: dict[str, object], reason: str
     assert reason in refusal(with_meta(**changes))
 
 
+@pytest.mark.parametrize("name", ["Version", "ID", "Index", "Term", "Size", "Configuration"])
+def test_what_it_must_say_of_itself_must_be_there(name: str):
+    files = members(made())
+    meta = json.loads(files["meta.json"])
+    del meta[name]
+    assert "cannot be read" in refusal(packed(resummed(json.dumps(meta).encode(), files["state.bin"])))
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{}", b"[" * 20_000, b"\xff"])
 def test_what_it_says_of_itself_must_be_readable(text: bytes):
     state = members(made())["state.bin"]
