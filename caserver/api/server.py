@@ -267,7 +267,7 @@ class ApiServer:
         """Return when the request may begin: at once with a valid token, and where nobody is asked for one."""
         gate = self._node.gate
         if gate.closed and gate.is_stranger(token_of(request.raw_path.partition("?")[2], request.headers)):
-            await self._pace.turn(_remote(request).rpartition(":")[0])
+            await self._pace.turn(_address(request) or _remote(request))
 
     async def _stream(self, request: web.BaseRequest, reply: Reply, pieces: Sequence[bytes]) -> web.StreamResponse:
         """Send a body in chunks: as it is, whatever encodings the client takes, for it is compressed already."""

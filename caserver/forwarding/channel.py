@@ -190,7 +190,8 @@ class Channel:
             async with asyncio.timeout(_FRAME_DEADLINE):
                 frame = await self._read_frame(request)
             caller, wanted = decode_request(frame)
-            return await self._serve(replace(caller, source=f"{peer} {caller.source.rpartition(' ')[2]}"), wanted)
+            _, _, client = caller.source.partition(" ")
+            return await self._serve(replace(caller, source=f"{peer} {client}".rstrip()), wanted)
         except TimeoutError:
             return Unavailable("the frame did not arrive in time")
         except CaserverError as exc:

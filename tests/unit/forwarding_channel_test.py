@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -81,11 +82,15 @@ async def test_a_frame_arrives_and_its_answer_comes_back() -> None:
     assert (caller.token, caller.request_id, request) == (CALLER.token, "ab", SignLeaves(("pem",)))
 
 
-async def test_the_origin_is_told_behind_the_name_that_the_certificate_proves() -> None:
+@pytest.mark.parametrize(
+    ("claimed", "told"),
+    [("n3 10.1.2.3:4", "n1 10.1.2.3:4"), ("n3 user 1000", "n1 user 1000"), ("n3 ", "n1"), ("n3", "n1")],
+)
+async def test_the_origin_is_told_behind_the_name_that_the_certificate_proves(claimed: str, told: str) -> None:
     async with pair() as (asking, authority):
-        await asking.send("n2", encode_request(CALLER, ReadIndex()), WITHIN)
+        await asking.send("n2", encode_request(replace(CALLER, source=claimed), ReadIndex()), WITHIN)
 
-    assert authority.seen[0][0].source == "n1 10.1.2.3:4"
+    assert authority.seen[0][0].source == told
 
 
 async def test_frames_share_a_connection() -> None:
