@@ -15,10 +15,10 @@ from typing import Any, assert_never
 
 import structlog
 
-from caserver.acl import SERVICE_WRITE
+from caserver.acl import SERVICE_WRITE, permission_of
 from caserver.authority.clock_guard import ClockGuard
 from caserver.authority.custody import HMAC_KEY_PURPOSE, Custody
-from caserver.authority.gate import Gate, recorded
+from caserver.authority.gate import Gate, admit, recorded
 from caserver.authority.issuance import Issuance
 from caserver.authority.maintenance import Maintenance
 from caserver.authority.ports import Log, Providers, verdict
@@ -200,9 +200,9 @@ class Authority:
                 self._guard.require()
                 request_id = caller.request_id or self._entropy.bytes(16).hex()
                 _log.info("CA configuration write", source=caller.source, request_id=request_id)
-                return await self._rotation.change(request, request_id)
+                return await self._rotation.change(request, request_id, still=self._admission(caller, request))
             case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
-                return await self._restoration.execute(caller, request)
+                return await self._restoration.execute(caller, request, still=self._admission(caller, request))
             case ReadIndex(consistent=consistent):
                 if consistent or self._clock.monotonic() >= self._log.leadership.fresh_until:
                     await self._log.barrier()
@@ -321,6 +321,10 @@ class Authority:
             _log.info(
                 "the CA configuration in force is not that of this node's file, which seeds the first bootstrap only"
             )
+
+    def _admission(self, caller: Caller, request: CARequest) -> Callable[[], None]:
+        """What asks the gate once more, after a request has waited for its turn: PermissionDenied if it may not any more."""
+        return partial(admit, self._gate, caller, permission_of(request), operation=type(request).__name__)
 
     async def _sign(self, caller: Caller, csrs: tuple[str, ...]) -> tuple[IssuedLeaf | Failure, ...]:
         def refusal(service: str) -> PermissionDenied | None:

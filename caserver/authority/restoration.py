@@ -6,6 +6,7 @@ Nothing is decided on what that node claims: what is committed is what the log h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import assert_never
 
 import structlog
@@ -46,15 +47,18 @@ class Restoration:
         self._keyring = keyring
         self._clock = clock
 
-    async def execute(self, caller: Caller, request: RestoreRequest) -> RestoreProgress:
-        """Take one step. Conflict: another restore is in the way, or this one was given up; InvalidArchive: it cannot be."""
+    async def execute(self, caller: Caller, request: RestoreRequest, *, still: Callable[[], None]) -> RestoreProgress:
+        """Take one step. Conflict: another restore is in the way, or this one was given up; InvalidArchive: it cannot be.
+
+        ``still`` raises if the caller may not any more when it is the turn of a commit.
+        """
         match request:
             case AdmitRestore():
                 return self._admit()
             case StageRestore():
                 return await self._stage(caller, request)
             case CommitRestore():
-                return await self._rotation.alone(lambda: self._commit(caller, request))
+                return await self._rotation.alone(lambda: self._commit(caller, request, still))
             case AbortRestore():
                 return await self._abort(caller)
             case _:
@@ -79,7 +83,9 @@ class Restoration:
         )
         return self._progress(caller, verdict(await self._log.propose(command)))
 
-    async def _commit(self, caller: Caller, request: CommitRestore) -> RestoreProgress:
+    async def _commit(self, caller: Caller, request: CommitRestore, still: Callable[[], None]) -> RestoreProgress:
+        if caller.request_id not in self._log.state.requests:  # not done already, with the tokens of before
+            still()
         restoring = self._log.state.restoring
         if restoring is not None and restoring.request_id == caller.request_id:
             self._require_keys(restoring.key_ids)

@@ -84,13 +84,16 @@ class Rotation:
         """Whether a change is being worked on here."""
         return self._lock.locked()
 
-    async def change(self, request: ChangeConfiguration, request_id: str) -> ConfigurationChanged:
+    async def change(
+        self, request: ChangeConfiguration, request_id: str, *, still: Callable[[], None]
+    ) -> ConfigurationChanged:
         """Bring a new configuration into force; runs to its end even if the caller goes away.
 
+        ``still`` raises if the caller may not any more when it is the turn of the request: others may take long.
         InvalidConfig and Conflict changed nothing. CommitUnknown: repeating the call with the same request id finds the
         outcome or finishes the change.
         """
-        return await self._to_the_end(self._change(request, request_id))
+        return await self._to_the_end(self._change(request, request_id, still))
 
     async def initialize(self) -> None:
         """Give the CA its first root, or finish a change that a former leader left; nothing to do otherwise."""
@@ -148,7 +151,9 @@ class Rotation:
             plan = await self._plan(state, stored, stored, until)
             await self._announced(plan, self._entropy.bytes(16).hex(), until, force=False)
 
-    async def _change(self, request: ChangeConfiguration, request_id: str) -> ConfigurationChanged:
+    async def _change(
+        self, request: ChangeConfiguration, request_id: str, still: Callable[[], None]
+    ) -> ConfigurationChanged:
         async with self._lock:
             until = self._clock.monotonic() + CHANGE_MAX
             await self._log.barrier()
@@ -157,6 +162,7 @@ class Rotation:
             earlier = _earlier(state, request_id)
             if earlier is not None:
                 return earlier
+            still()
             stored = self._stored(state)
             update = parse_update(
                 request.body, stored=stored, cluster_id=state.cluster_id, local=self._custody.vault_local

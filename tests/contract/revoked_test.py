@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -12,12 +14,23 @@ from structlog.testing import capture_logs
 from caserver.internode.keyring import Sealed
 from caserver.state.acl import ANONYMOUS_ID, MANAGEMENT_ID
 from caserver.state.acl_commands import DeleteToken
+from caserver.state.commands import BeginChange
+from caserver.state.model import HOUR
 from tests.contract.snapshot_test import PATH, save, unchunked, until
-from tests.contract.world import running
-from tests.testkit.acl_world import MASTER, ON, get, guarded, made_token
+from tests.contract.world import Answered, World, running
+from tests.testkit.acl_world import MASTER, ON, get, guarded, made_token, put
 from tests.testkit.states import restores
 
 MANAGEMENT = [{"Name": "global-management"}]
+
+
+def take_away(world: World, token: Mapping[str, Any]) -> None:
+    """Delete a token behind the back of the node under test."""
+    world.log.commit(DeleteToken("taken away", int(world.clock.now().timestamp()), token["AccessorID"]))
+
+
+async def configure(world: World, token: str, config: Mapping[str, object]) -> Answered:
+    return await put(world, "/v1/connect/ca/configuration", {"Provider": "consul", "Config": config}, token)
 
 
 @pytest.mark.parametrize("path", ["/v1/acl/tokens", "/v1/connect/ca/configuration", PATH, "/v1/operator/keyring"])
@@ -25,8 +38,7 @@ async def test_a_follower_whose_copy_was_behind_refuses_as_soon_as_it_is_fresh(p
     async with guarded(dev=False, node="n2") as world:
         token = await made_token(world, Policies=MANAGEMENT)
         assert (await get(world, path, token["SecretID"])).status == 200
-        gone = DeleteToken("taken away", int(world.clock.now().timestamp()), token["AccessorID"])
-        world.hop.before = lambda: world.log.commit(gone)
+        world.hop.before = lambda: take_away(world, token)
         answer = await get(world, path, token["SecretID"])
 
     assert (answer.status, answer.text) == (403, "ACL not found")
@@ -93,3 +105,36 @@ async def test_a_restore_tells_which_tokens_count_again() -> None:
     assert own == [200, 403, 403]
     (told,) = [each for each in logs if each["event"] == "the cluster is restored"]
     assert (told["tokens_back"], told["tokens_gone"]) == (1, 2)
+
+
+async def test_a_change_that_waited_for_its_turn_is_not_made_for_a_token_that_is_gone() -> None:
+    with capture_logs() as logs:
+        async with guarded() as world:
+            token = await made_token(world, 'operator = "write"')
+            world.log.hold(BeginChange)
+            first = asyncio.ensure_future(configure(world, MASTER, {"PrivateKeyBits": 384}))
+            await until(lambda: world.log.held > 0)
+            second = asyncio.ensure_future(configure(world, token["SecretID"], {"LeafCertTTL": "24h"}))
+            await until(lambda: sum(each["event"] == "CA configuration write" for each in logs) > 1)
+            take_away(world, token)
+            world.log.release()
+
+            assert [(await first).status, (await second).status] == [200, 403]
+            assert world.log.state.configuration is not None
+            assert world.log.state.configuration.stored.effective.leaf_ttl == 72 * HOUR
+
+
+async def test_a_restore_that_waited_for_its_turn_is_not_made_for_a_token_that_is_gone() -> None:
+    async with guarded() as world:
+        token = await made_token(world, Policies=MANAGEMENT)
+        saved = unchunked((await get(world, PATH)).body)
+        world.log.hold(BeginChange)
+        first = asyncio.ensure_future(configure(world, MASTER, {"PrivateKeyBits": 384}))
+        await until(lambda: world.log.held > 0)
+        second = asyncio.ensure_future(world.fetch("PUT", PATH, {"X-Consul-Token": token["SecretID"]}, saved))
+        await until(lambda: world.log.state.restoring is not None)
+        take_away(world, token)
+        world.log.release()
+
+        assert [(await first).status, (await second).status] == [200, 403]
+        assert world.log.state.restored_index == 0

@@ -201,6 +201,7 @@ class FakeLog:
         self._lose_reply = 0
         self._open = asyncio.Event()
         self._held: tuple[type, ...] = ()
+        self.held = 0  # proposals that wait until ``release``
         self.clock_offset = 0.0
         self.outvoted = True  # whether the offset is the majority's word, or that of one clock against another
         self.keys: dict[str, KeyReport] = {}  # what the nodes said of their cluster secrets
@@ -235,7 +236,9 @@ class FakeLog:
         self.tripwire.step(f"propose {name}")
         await asyncio.sleep(0)
         if isinstance(command, self._held):
+            self.held += 1
             await self._open.wait()
+            self.held -= 1
         if self.tripwire.dead:
             raise Killed(name)
         if not self.leadership.is_leader:
