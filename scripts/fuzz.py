@@ -39,8 +39,12 @@ def main() -> int:
             found = fuzz(cluster.nodes[0].url, examples=min(ROUND, left), number=number, twists=TWISTS)
             summary.answers += found.answers
             summary.faults += found.faults
+            summary.unanswered += found.unanswered
             number += 1
-            print(f"{summary.requests} requests, {len(summary.faults)} faults", flush=True)
+            print(
+                f"{summary.requests} requests, {summary.unanswered} unfinished ones, {len(summary.faults)} faults",
+                flush=True,
+            )
         alive = cluster.nodes[0].running
     print(told(summary))
     print(*summary.faults[:FAULTS_SHOWN], sep="\n")

@@ -37,6 +37,7 @@ CHECKS = [
 ]
 PATIENCE = 30.0  # seconds for one answer
 SERVER_ERROR = 500
+UNFINISHED = 0.5  # seconds after which a twisted request counts as one that does not end
 # What is put in place of bytes of a request.
 PIECES = (
     *(bytes((each,)) for each in b"\0\t\n\r \"%&'+,-./0:;<=?A[\\]{}\x7f\x80\xc3\xff"),
@@ -64,6 +65,7 @@ class Summary:
 
     answers: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    unanswered: int = 0  # twisted requests that were none any more: not counted among the requests
 
     @property
     def requests(self) -> int:
@@ -110,17 +112,18 @@ class Twister:
         try:
             status = self._exchanged(head + separator + body)
         except OSError:  # closed without an answer, as what is no request may be
-            self._summary.answers["twisted", path, 0] += 1
+            self._summary.unanswered += 1
             return
         self._summary.answers["twisted", path, status] += 1
         if status >= SERVER_ERROR:
             self._summary.faults.append(f"{bytes(data)!r}: {status}")
 
     def _exchanged(self, data: bytes) -> int:
-        """The status of the answer; the write end is closed after it, so that an unfinished request ends too."""
-        with socket.create_connection((str(self._url.hostname), self._url.port or 80), timeout=PATIENCE) as connection:
+        """The status of the answer; TimeoutError for none, as a request gets that does not end."""
+        with socket.create_connection(
+            (str(self._url.hostname), self._url.port or 80), timeout=UNFINISHED
+        ) as connection:
             connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
             head = b""
             while b"\r\n" not in head:
                 more = connection.recv(65536)
