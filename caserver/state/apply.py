@@ -304,6 +304,10 @@ def record_serials(state: CAState, command: RecordSerials) -> Step:
     """Bind serials to booked leaves; rows that are gone or have a serial are passed over."""
     if not command.serials or any(serial <= 0 for _, _, serial in command.serials):
         return state, Refused(Reason.INVALID, "a serial is missing or not positive")
+    if command.restored_index != state.restored_index:
+        return state, Refused(
+            Reason.STALE_INDEX, f"the leaves were booked before the restore at {state.restored_index}"
+        )
     index = _next_index(state)
     return replace(state, index=index, ledger=with_serials(state.ledger, command.serials)), Applied(index)
 

@@ -194,7 +194,13 @@ _OPERATIONS: dict[str, tuple[type[Any], _Shape[Any]]] = {
     "prune_roots": (c.PruneRoots, _record(c.PruneRoots, at=_INT, expect_epoch=_INT, root_ids=_many(_TEXT))),
     "record_serials": (
         c.RecordSerials,
-        _record(c.RecordSerials, at=_INT, serials=_many(_tuple_of(_INT, _INT, _SERIAL))),
+        _record(
+            c.RecordSerials,
+            frozenset({"restored_index"}),
+            at=_INT,
+            serials=_many(_tuple_of(_INT, _INT, _SERIAL)),
+            restored_index=_INT,
+        ),
     ),
     "expire_leaves": (c.ExpireLeaves, _record(c.ExpireLeaves, at=_INT)),
     "restore_chunk": (

@@ -152,10 +152,14 @@ class IssueLeaves:
 
 @dataclass(frozen=True, slots=True)
 class RecordSerials:
-    """Bind serials that a provider chose: (expiry hour, row number, serial)."""
+    """Bind serials that a provider chose: (expiry hour, row number, serial).
+
+    ``restored_index`` is that of the state in which the leaves were booked: after a restore the numbers are those of others.
+    """
 
     at: int
     serials: tuple[tuple[int, int, int], ...]
+    restored_index: Index = Index(0)
 
 
 @dataclass(frozen=True, slots=True)

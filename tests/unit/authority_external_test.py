@@ -212,6 +212,20 @@ class TestLeaves:
             await node.clock.advance(1)
             assert node.log.applied(RecordSerials) == []
 
+    async def test_serials_of_leaves_from_before_a_restore_are_not_those_of_later_ones(self) -> None:
+        node, _ = scene()
+        async with running(node):
+            await put(node, VAULT_A)
+            past = restores(node.state)
+            await node.sign("before")
+            for command in past:
+                node.log.commit(command)
+            await settle()
+            (after,) = await node.sign("after")
+            await node.clock.advance(2)
+            rows = [row for within in node.state.ledger.hours.values() for row in within.rows.values()]
+            assert [(row.service, row.serial) for row in rows] == [("after", after.serial)]
+
     async def test_a_failure_of_one_leaf_is_its_own(self) -> None:
         node, server = scene()
         async with running(node):

@@ -52,6 +52,7 @@ from tests.testkit.states import (
     issue,
     new_root,
     order,
+    restores,
     rotated,
     stored,
 )
@@ -440,6 +441,17 @@ class TestSerials:
         state = initialized()
 
         assert applied(state, RecordSerials(NOW, ((1, 2, 3),))).ledger == state.ledger
+
+    def test_of_leaves_from_before_a_restore_are_refused(self):
+        state = initialized()
+        hour = (NOW + 72 * HOUR) // HOUR
+        state = applied(state, *restores(state))
+        state = applied(state, issue(state, order(serial=None)))
+        refusal = refused(state, RecordSerials(NOW, ((hour, 0, 77),)))
+
+        assert refusal.reason == Reason.STALE_INDEX
+        state = applied(state, RecordSerials(NOW, ((hour, 0, 77),), state.restored_index))
+        assert state.ledger.hours[hour].rows[0].serial == 77
 
     def test_must_be_positive(self):
         assert refused(initialized(), RecordSerials(NOW, ((1, 2, 0),))).reason == Reason.INVALID
