@@ -196,7 +196,6 @@ _OPERATIONS: dict[str, tuple[type[Any], _Shape[Any]]] = {
         c.RecordSerials,
         _record(
             c.RecordSerials,
-            frozenset({"restored_index"}),
             at=_INT,
             serials=_many(_tuple_of(_INT, _INT, _SERIAL)),
             restored_index=_INT,

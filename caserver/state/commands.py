@@ -159,7 +159,7 @@ class RecordSerials:
 
     at: int
     serials: tuple[tuple[int, int, int], ...]
-    restored_index: Index = Index(0)
+    restored_index: Index
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from caserver.pki.certificates import describe
 from caserver.requests import Caller, IssuedLeaf, SignLeaves
 from caserver.state.commands import ActivateRoot, BeginChange, RecordSerials, SetConfiguration, SetIntermediate
 from caserver.state.configuration import parse_bootstrap
-from caserver.state.model import HOUR, CARoot
+from caserver.state.model import HOUR, CARoot, Index
 from tests.testkit.external import FakeVault
 from tests.testkit.fakes import FakeLog, ManualClock, settle
 from tests.testkit.nodes import (
@@ -307,6 +307,20 @@ class TestChanges:
             assert server.standing == set()
             assert node.authority.degraded == ()
 
+    async def test_a_server_that_is_gone_keeps_nothing_else_from_being_cleaned_up(self) -> None:
+        node, server = scene()
+        async with running(node):
+            await put(node, VAULT_A)
+            owed = active(node).epoch
+            server.down = ProviderUnavailable("gone for good")
+            await put(node, BUILTIN, ForceWithoutCrossSigning=True)
+            await node.clock.advance(RETIRED)
+            assert "CleanupOwed" in dict(node.authority.degraded)
+            await put(node, {**operator_root("ec-384"), **UNLIMITED})
+            await node.clock.advance(RETIRED)
+            assert [each.epoch for each in node.state.retiring] == [owed]
+            assert "gone for good" in dict(node.authority.degraded)["CleanupOwed"]
+
     @pytest.mark.parametrize("member", ["prepare", "sign_leaves"])
     async def test_a_change_that_fails_leaves_the_live_ca_and_what_it_made_is_cleaned_up(self, member: str) -> None:
         node, server = scene()
@@ -437,7 +451,7 @@ class TestTending:
         node, server = scene()
         async with running(node):
             await put(node, VAULT_A)
-            node.log.commit(RecordSerials(1, ((1, 1, 1),)))
+            node.log.commit(RecordSerials(1, ((1, 1, 1),), Index(0)))
             server.hang = asyncio.Event()
             await node.clock.advance(100)
             assert "ProviderUnavailable" in dict(node.authority.degraded)

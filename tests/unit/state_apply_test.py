@@ -432,7 +432,7 @@ class TestSerials:
         state = initialized()
         hour = (NOW + 72 * HOUR) // HOUR
         state = applied(state, issue(state, order(serial=None)))
-        state = applied(state, RecordSerials(NOW, ((hour, 0, 77),)), RecordSerials(NOW, ((hour, 0, 78),)))
+        state = applied(state, RecordSerials(NOW, ((hour, 0, 77),), Index(0)), RecordSerials(NOW, ((hour, 0, 78),), Index(0)))
 
         assert state.ledger.hours[hour].rows[0].serial == 77
         assert state.ledger.uses[OLD, "web"].last_serial == 77
@@ -440,21 +440,21 @@ class TestSerials:
     def test_of_rows_that_are_gone_are_passed_over(self):
         state = initialized()
 
-        assert applied(state, RecordSerials(NOW, ((1, 2, 3),))).ledger == state.ledger
+        assert applied(state, RecordSerials(NOW, ((1, 2, 3),), Index(0))).ledger == state.ledger
 
     def test_of_leaves_from_before_a_restore_are_refused(self):
         state = initialized()
         hour = (NOW + 72 * HOUR) // HOUR
         state = applied(state, *restores(state))
         state = applied(state, issue(state, order(serial=None)))
-        refusal = refused(state, RecordSerials(NOW, ((hour, 0, 77),)))
+        refusal = refused(state, RecordSerials(NOW, ((hour, 0, 77),), Index(0)))
 
         assert refusal.reason == Reason.STALE_INDEX
         state = applied(state, RecordSerials(NOW, ((hour, 0, 77),), state.restored_index))
         assert state.ledger.hours[hour].rows[0].serial == 77
 
     def test_must_be_positive(self):
-        assert refused(initialized(), RecordSerials(NOW, ((1, 2, 0),))).reason == Reason.INVALID
+        assert refused(initialized(), RecordSerials(NOW, ((1, 2, 0),), Index(0))).reason == Reason.INVALID
 
 
 class TestTotals:
