@@ -26,7 +26,7 @@ from caserver.raft.ports import Leadership
 from caserver.state.commands import ExpireLeaves, ProviderRetired, PruneRoots, RestoreAbort
 from caserver.state.configuration import open_stored
 from caserver.state.lifecycle import Expire, GiveUpRestore, Prune, RetireProvider, due, next_due
-from caserver.state.model import CAState, Index, Retiring
+from caserver.state.model import CAState, Index, Retiring, RootID
 
 LOOK_AGAIN = 5.0  # seconds after which a hindrance (a change under way, a doubtful clock, keys) is looked at again
 REST_MIN = 1.0  # seconds
@@ -101,18 +101,19 @@ class Maintenance:
         self._clock = clock
         self._guard = guard
         self._signer_lost = signer_lost
-        self._retire = _Backoff(clock, RETIRE_AGAIN, RETIRE_AGAIN_MAX)
+        self._retire: dict[tuple[RootID, int], _Backoff] = {}  # by what is owed: one backend may be gone for good
         self._renew = _Backoff(clock, RENEW_AGAIN, RENEW_AGAIN_MAX)
 
     @property
     def troubles(self) -> tuple[tuple[str, str], ...]:
         """What could not be done: (code, reason) for operators."""
-        found = (("IntermediateExpiring", self._renew.reason), ("CleanupOwed", self._retire.reason))
+        found = [("IntermediateExpiring", self._renew.reason)]
+        found += [("CleanupOwed", tries.reason) for tries in self._retire.values()]
         return tuple((code, reason) for code, reason in found if reason)
 
     async def run(self) -> None:
         """Step after step until cancelled; what fails is tried again with back-off."""
-        self._retire.over()
+        self._retire.clear()
         self._renew.over()
         failures = 0
         while True:
@@ -166,7 +167,12 @@ class Maintenance:
 
     def _considered(self, state: CAState) -> CAState:
         """The state as far as it is up for maintenance now: a backend that fails must not hold up the rest."""
-        return state if self._retire.ready else replace(state, retiring=())
+        ready = tuple(each for each in state.retiring if self._tries(each).ready)
+        return state if ready == state.retiring else replace(state, retiring=ready)
+
+    def _tries(self, retiring: Retiring) -> _Backoff:
+        fresh = _Backoff(self._clock, RETIRE_AGAIN, RETIRE_AGAIN_MAX)
+        return self._retire.setdefault((retiring.root_id, retiring.epoch), fresh)
 
     async def _renew_intermediate(self, state: CAState) -> bool:
         """Have the certificate that signs leaves made anew when its time has come; a failure is told, and tried again."""
@@ -201,10 +207,10 @@ class Maintenance:
         try:
             await self._rotation.undisturbed(self._clean_up(state, retiring))
         except (CaserverError, Corrupt) as exc:
-            self._retire.failed(f"cleaning up after a former CA provider failed: {exc}")
+            self._tries(retiring).failed(f"cleaning up after a former CA provider failed: {exc}")
             _log.warning("retiring the former CA provider failed, it will be tried again", reason=str(exc))
             return False
-        self._retire.over()
+        self._retire.pop((retiring.root_id, retiring.epoch), None)
         await commit(self._log, ProviderRetired(at=self._now(), root_id=retiring.root_id, epoch=retiring.epoch))
         _log.info("the former CA provider is retired", root_id=retiring.root_id, epoch=retiring.epoch)
         return True
@@ -224,7 +230,7 @@ class Maintenance:
         hindered = state.change is not None or not self._guard.is_proven() or self._resealing.owed(state)
         pause = LOOK_AGAIN if hindered else max(REST_MIN, next_due(self._considered(state), self._now()))
         if state.retiring:
-            pause = min(pause, max(REST_MIN, self._retire.rest))
+            pause = min(pause, max(REST_MIN, min(self._tries(each).rest for each in state.retiring)))
         renewal = self._renewal(state)
         if renewal is not None:
             pause = min(pause, max(REST_MIN, renewal - self._now(), self._renew.rest))

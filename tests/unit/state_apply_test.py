@@ -432,7 +432,9 @@ class TestSerials:
         state = initialized()
         hour = (NOW + 72 * HOUR) // HOUR
         state = applied(state, issue(state, order(serial=None)))
-        state = applied(state, RecordSerials(NOW, ((hour, 0, 77),), Index(0)), RecordSerials(NOW, ((hour, 0, 78),), Index(0)))
+        state = applied(
+            state, RecordSerials(NOW, ((hour, 0, 77),), Index(0)), RecordSerials(NOW, ((hour, 0, 78),), Index(0))
+        )
 
         assert state.ledger.hours[hour].rows[0].serial == 77
         assert state.ledger.uses[OLD, "web"].last_serial == 77
