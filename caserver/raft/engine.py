@@ -109,6 +109,7 @@ class Engine:
         self._promoted: dict[str, float] = {}  # life -> when its promotion was last proposed
         self._hashes: dict[int, str] = {}
         self._hand_over: _HandOver | None = None
+        self._heir_told = 0  # term in which another node was told to lead, which it may do late
         self._push_at = float("inf")
         self._report_at = clock.monotonic() + _REPORT_EVERY
         self._timer = ElectionTimer(clock, entropy, timing)
@@ -472,6 +473,7 @@ class Engine:
         chosen = max(self._heirs(over.to), key=self._core.match_index, default=None)
         if chosen and not over.sent and self._core.match_index(chosen) == self._core.last()[1]:
             over.sent = self.send(chosen, {"type": "timeout_now", "term": self._core.term()})
+            self._heir_told = self._core.term()
 
     def _heirs(self, to: str | None) -> list[str]:
         """The connected voters, or ``to`` alone if it is one."""
@@ -506,7 +508,7 @@ class Engine:
             term=term,
             is_leader=leads,
             is_voter=votes,
-            fresh_until=self._guard.fresh_until() if self._hand_over is None else float("-inf"),
+            fresh_until=self._guard.fresh_until() if self._is_sure(term) else float("-inf"),
             last_contact=silence,
             clock_offset=further,
             clock_outvoted=nearer,
@@ -514,6 +516,10 @@ class Engine:
             obstacle=self._guard.obstacle(),
             keys=keys if self.keys is None else keys | {self._node: self.keys},
         )
+
+    def _is_sure(self, term: int) -> bool:
+        """Whether no other node was asked to lead, or will be."""
+        return self._hand_over is None and self._heir_told != term
 
     def status(self) -> RaftStatus:
         """What an operator may want to know."""

@@ -164,6 +164,7 @@ class Guard:
         self.views = 0  # changes of what is known of the peers
         self.leader_contact = clock.monotonic()  # when the leader was last heard
         self.leader_lost = False  # the link to it broke since
+        self._vouched_until = float("-inf")  # until then a leader counts on this node to elect nobody else
         self._promises: list[tuple[str, Message]] = []
         self._votes_seen: set[tuple[int, str]] = set()
         self._would_vote: tuple[int, set[str]] = (0, set())
@@ -458,7 +459,8 @@ class Guard:
         since = self._clock.monotonic() - self._timing.timeout_min
         if self._core.is_leader():
             return self._majority({peer for peer in self.peers if self._core.last_response(peer) > since})
-        return self._core.leader() is not None and self.leader_contact > since and not self.leader_lost
+        heard = self._core.leader() is not None and self.leader_contact > since and not self.leader_lost
+        return heard or self._clock.monotonic() < self._vouched_until
 
     def consider_campaign(self) -> bool:
         """Ask for pre-votes when the time has come; whether to campaign right now."""
@@ -552,13 +554,13 @@ class Guard:
     def fresh_until(self) -> float:
         """Instant until which a majority elects nobody else than this leader.
 
-        Whoever answered a round listens to no candidate for ``timeout_min`` after it began. Half of that, because a node
-        that restarts has forgotten what it heard, and because clocks may run at different speeds.
+        Whoever answered a round listens to no candidate for half of ``timeout_min``, whatever becomes of the link. Half of
+        that, because a node that restarts has forgotten what it heard, and because clocks may run at different speeds.
         """
         if not self.peers:
             return float("inf")
         term, began = self._proven
-        return began + self._timing.timeout_min / 2 if term == self._core.term() else float("-inf")
+        return began + self._timing.timeout_min / 4 if term == self._core.term() else float("-inf")
 
     def _finish(self, number: int, reason: str | None) -> None:
         ongoing = self._rounds[number]
@@ -570,6 +572,7 @@ class Guard:
     def _read_index(self, peer: str, message: Message) -> None:
         if self._votes() and message["term"] == self._core.term() and self._core.leader() == peer:
             self.leader_contact, self.leader_lost = self._clock.monotonic(), False
+            self._vouched_until = self.leader_contact + self._timing.timeout_min / 2
             self.send(peer, {"type": "ria", "term": message["term"], "n": message["n"]})
 
     def _read_index_granted(self, peer: str, message: Message) -> None:
