@@ -107,8 +107,15 @@ class Backups:
         return tempfile.TemporaryFile(dir=self._scratch, buffering=0)
 
     async def append(self, file: BinaryIO, piece: bytes) -> None:
-        """Add to an upload without holding up the loop."""
-        await self._workers.run(_write_all, file, piece)
+        """Add to an upload without holding up the loop; returns when the thread has let go of the file, even if cancelled."""
+        writing = asyncio.ensure_future(self._workers.run(_write_all, file, piece))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The file is closed next: its descriptor may be another file's before the thread uses it.
+            with contextlib.suppress(OSError):
+                await writing
+            raise
 
     async def admit(self, caller: Caller) -> None:
         """Ask the leader whether ``caller`` may restore now; raises what stands against it."""

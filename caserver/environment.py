@@ -120,7 +120,7 @@ class ThreadWorkers:
 
 
 class InlineWorkers:
-    """Runs every call at once on the caller's loop: for tests, the simulator and ``-dev``."""
+    """Runs every call at once on the caller's loop: for tests and the simulator."""
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Call ``function(*args)`` here and now."""
