@@ -37,7 +37,7 @@ def test_restores_break_no_invariant():
     for seed in range(1, 5):
         report = simulate(seed, steps=STEPS, nodes=nodes_for(seed), restores=True)
         assert report.violation is None, f"{report.verdict}; repeat with {report.command}"
-        restores += report.counts["restore answered"]
+        restores += report.counts.get("restore answered", 0)  # a run need not come to one
 
     assert restores > 0
 
