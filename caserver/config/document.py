@@ -28,7 +28,6 @@ _DIGITS_MAX = 18  # no setting needs more, and int() of thousands of digits rais
 
 _SIMPLE_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
-_QUOTED = "q_"  # and the bytes of the key in hexadecimal: a name that HCL 2 takes where it takes no quotes
 # Heredocs, comments and strings, which are left as they are; and quoted keys at the beginning of a statement.
 _STATEMENTS = re.compile(
     r"""
@@ -129,8 +128,9 @@ def parse_hcl(name: str, text: str) -> Document:
     from lark.exceptions import LarkError, UnexpectedInput, UnexpectedToken  # noqa: PLC0415
 
     try:
-        tree = hcl2.parses_to_tree(unquoted_keys(text))
-        reader = _Hcl(name)
+        mark = _mark(text)
+        tree = hcl2.parses_to_tree(_unquoted_keys(text, mark))
+        reader = _Hcl(name, mark)
         values = reader.body(tree.children[0], ())
     except UnexpectedToken as exc:
         where = f"{name}:{exc.line}:{exc.column}"
@@ -144,17 +144,23 @@ def parse_hcl(name: str, text: str) -> Document:
     return Document(name, values, reader.lines, tuple(reader.faults))
 
 
-def unquoted_keys(text: str) -> str:
+def _mark(text: str) -> str:
+    """What no name in ``text`` begins with."""
+    return "q" * (1 + max(map(len, re.findall("q+", text)), default=0)) + "_"
+
+
+def _unquoted_keys(text: str, mark: str) -> str:
     """HCL whose keys are not quoted, as HCL 2 wants it and HCL 1, which Consul reads, does not insist on.
 
-    ``"X-Site" = "a"`` and ``"service" { }`` at the beginning of a statement; lines stay where they are.
+    ``"X-Site" = "a"`` and ``"service" { }`` at the beginning of a statement: such a key becomes ``mark`` and its bytes in
+    hexadecimal, a name that HCL 2 takes where it takes no quotes. Lines stay where they are.
     """
 
     def replace(found: re.Match[str]) -> str:
         key = found["key"]
         if key is None:
             return found[0]
-        return found["before"] + _QUOTED + key.encode("utf-8", "surrogatepass").hex() + found["after"]
+        return found["before"] + mark + key.encode("utf-8", "surrogatepass").hex() + found["after"]
 
     return _STATEMENTS.sub(replace, text)
 
@@ -179,8 +185,8 @@ def _syntax_remedy(text: str) -> str:
 class _Hcl:
     """One walk over a syntax tree."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, document: str, mark: str) -> None:
+        self._document, self._mark = document, mark
         self.lines: dict[KeyPath, int] = {}
         self.faults: list[Fault] = []
         self._blocks: set[KeyPath] = set()
@@ -195,14 +201,14 @@ class _Hcl:
         for child in _trees(tree):
             if _rule(child) == "attribute":
                 name, expression = _trees(child)
-                key = _name(name)
+                key = self._name(name)
                 self._put(target, (*path, key), self._value(expression, (*path, key)), _line(child))
             elif _rule(child) == "block":
                 self._block(target, child, path)
 
     def _block(self, target: dict[str, object], tree: object, path: KeyPath) -> None:
         *names, body = _content(tree)
-        labels = [_name(names[0]), *(self._label(each) for each in names[1:])]
+        labels = [self._name(names[0]), *(self._label(each) for each in names[1:])]
         if labels[0] in _LISTED and len(labels) == 1:
             self._listed(target, body, (*path, labels[0]))
             return
@@ -243,7 +249,13 @@ class _Hcl:
         self._fault(line, path, f"given twice (first on line {first})", "keep one of them")
 
     def _label(self, tree: object) -> str:
-        return self._string(tree, ()) if _rule(tree) == "string" else _name(tree)
+        return self._string(tree, ()) if _rule(tree) == "string" else self._name(tree)
+
+    def _name(self, tree: object) -> str:
+        word = _word(tree)
+        if not word.startswith(self._mark):
+            return word
+        return bytes.fromhex(word.removeprefix(self._mark)).decode("utf-8", "surrogatepass")
 
     def _value(self, tree: object, path: KeyPath) -> object:
         match _rule(tree):
@@ -286,7 +298,7 @@ class _Hcl:
             case "string":
                 return self._string(inner, path)
             case "identifier" | "keyword" | "literal_value" | "int_lit":
-                return _name(inner)
+                return self._name(inner)
             case _:
                 self._computed(inner, path)
                 return ""
@@ -338,7 +350,7 @@ class _Hcl:
         return None
 
     def _fault(self, line: int, path: KeyPath, problem: str, remedy: str) -> None:
-        where = f"{self._name}:{line}"
+        where = f"{self._document}:{line}"
         self.faults.append(Fault(f"{where}: {'.'.join(path)}" if path else where, problem, remedy))
 
 
@@ -379,13 +391,6 @@ def _tokens(tree: object) -> Iterator[object]:
 
 def _word(tree: object) -> str:
     return str(next(iter(getattr(tree, "children", ("",)))))
-
-
-def _name(tree: object) -> str:
-    word = _word(tree)
-    if not word.startswith(_QUOTED):
-        return word
-    return bytes.fromhex(word.removeprefix(_QUOTED)).decode()
 
 
 def _line(tree: object) -> int:

@@ -245,3 +245,11 @@ def test_blocks_that_consul_takes_several_times_are_a_list() -> None:
 
     assert found.faults == ()
     assert found.values == {"service": [{"name": "a", "check": [{"id": 1}, {"id": 2}]}, {"name": "b"}]}
+
+
+@pytest.mark.parametrize("key", ["q_", "q_61", "q_zz", "q_ff", "qq_61"])
+def test_a_key_is_what_it_says_whatever_quoted_ones_are_turned_into(key: str) -> None:
+    found = parse_hcl("x", f'{key} = 1\n"X-Site" = 2\nt {{\n  "{key}a" = 3\n}}\n')
+
+    assert not found.faults
+    assert found.values == {key: 1, "X-Site": 2, "t": {f"{key}a": 3}}
