@@ -21,7 +21,7 @@ from caserver.authority.ports import Log
 from caserver.authority.preparation import NONCE_BYTES
 from caserver.authority.resealing import purpose_of
 from caserver.environment import Clock, Entropy, Workers
-from caserver.errors import CaserverError, CommitFailed, CommitUnknown, Corrupt, InvalidArchive
+from caserver.errors import CaserverError, CommitFailed, CommitUnknown, Corrupt, InvalidArchive, Unavailable
 from caserver.forwarding.leader import Leader
 from caserver.internode.keyring import Keyring, sealed_key_id
 from caserver.requests import (
@@ -103,14 +103,22 @@ class Backups:
             )
 
     def upload(self) -> BinaryIO:
-        """A file for a snapshot that arrives: without a name, so that nothing of it is left whatever happens."""
-        return tempfile.TemporaryFile(dir=self._scratch, buffering=0)
+        """A file for a snapshot that arrives: without a name, so that nothing of it is left whatever happens; Unavailable."""
+        try:
+            return tempfile.TemporaryFile(dir=self._scratch, buffering=0)
+        except OSError as exc:
+            raise _no_room(exc) from exc
 
     async def append(self, file: BinaryIO, piece: bytes) -> None:
-        """Add to an upload without holding up the loop; returns when the thread has let go of the file, even if cancelled."""
+        """Add to an upload without holding up the loop; Unavailable if it cannot be written.
+
+        Returns when the thread has let go of the file, even if cancelled.
+        """
         writing = asyncio.ensure_future(self._workers.run(_write_all, file, piece))
         try:
             await asyncio.shield(writing)
+        except OSError as exc:
+            raise _no_room(exc) from exc
         except asyncio.CancelledError:
             # The file is closed next: its descriptor may be another file's before the thread uses it.
             with contextlib.suppress(OSError):
@@ -160,6 +168,13 @@ class Backups:
         if not isinstance(answer, RestoreProgress):
             raise TypeError(f"a step of a restore was answered by {type(answer).__name__}")
         return answer
+
+
+def _no_room(exc: OSError) -> Unavailable:
+    return Unavailable(
+        f"the snapshot cannot be kept on this server while it is verified: {exc.strerror}; "
+        "make room in its data_dir, or restore through another server"
+    )
 
 
 def _write_all(file: BinaryIO, piece: bytes) -> None:
