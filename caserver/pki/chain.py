@@ -84,8 +84,11 @@ def check_foreign_leaf(leaf_pem: str, template: LeafTemplate, issuer_pem: str, *
         issuer = load_certificate(issuer_pem)
         starts, ends = _validity(leaf)
         wrong = [what for what, right in _foreign_checks(leaf, template, issuer) if not right]
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+        unknown = _critical_fault(leaf)
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
         raise ProviderRefused(f"what was signed for {template.spiffe_uri} is no certificate that can be read") from exc
+    if unknown is not None:
+        wrong.append(unknown)
     if ends > template.not_after:
         wrong.append("it lives longer than was booked")
     if not template.not_before - _FOREIGN_BACKDATED_MAX <= starts <= now < ends:

@@ -484,6 +484,10 @@ class TestForeignLeaf:
             (ROOT_KEY_USAGE, "its key usage does not fit a leaf"),
             (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), "not for TLS clients and servers"),
             (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(URI), x509.DNSName("x.y")]), "other names"),
+            (
+                x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"),
+                "unknown critical extensions 1.2.3.4",
+            ),
         ],
         ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
     )

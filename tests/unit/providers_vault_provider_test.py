@@ -154,6 +154,14 @@ async def test_a_namespace_that_is_not_there_is_refused(vault: VaultLab) -> None
     assert "the namespace does not exist" in caught.value.detail
 
 
+async def test_one_engine_is_not_root_and_intermediate_by_two_names(vault: VaultLab) -> None:
+    space, path = unique("space"), unique("both")
+    vault.server.ask("POST", f"sys/namespaces/{space}", {})
+    text = await told(vault, vault.configuration(root=path, root_pki_namespace=space, intermediate=f"{space}/{path}"))
+    assert "IntermediatePKIPath" in text
+    assert "RootPKIPath" in text
+
+
 async def test_paths_with_slashes_in_namespaces(vault: VaultLab) -> None:
     names = unique("team"), unique("mesh")
     for name in names:

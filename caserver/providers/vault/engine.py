@@ -68,6 +68,11 @@ class PKIEngine:
     namespace: str
     path: str
 
+    @property
+    def place(self) -> str:
+        """The path from the server's root namespace: a namespace may be written as one or as the beginning of a path."""
+        return f"{self.namespace}/{self.path}".strip("/")
+
     async def mount(self) -> Mount:
         """What lies at the path: asked as an administrator of mounts, else as a mere user of what is below."""
         managing = await self._call("get", f"sys/mounts/{self.path}")

@@ -341,6 +341,7 @@ class VaultProvider:
         faults = [
             *_mount_faults("RootPKIPath", self._where(self._root), root, self._root),
             *_mount_faults("IntermediatePKIPath", self._where(self._signers), signers, self._signers),
+            *_place_faults(self._root, self._signers),
         ]
         pem = None
         if root.presence is Presence.MOUNTED and root.kind == "pki":
@@ -488,6 +489,14 @@ def _bound_of(root: CARoot) -> _Bound | None:
 
 def _place(backend: Backend) -> tuple[str | None, str | None]:
     return backend.get("namespace"), backend.get("path")
+
+
+def _place_faults(root: PKIEngine, intermediate: PKIEngine) -> list[Fault]:
+    """One engine for both, be it by another name: removing an intermediate there would remove the root's key."""
+    if root.place != intermediate.place:
+        return []
+    heading = f"{_HEADING}{root.place} is RootPKIPath and IntermediatePKIPath"
+    return [Fault("IntermediatePKIPath", "is RootPKIPath too", "give the intermediate a path of its own", heading)]
 
 
 def _mount_faults(key: str, where: str, mount: Mount, engine: PKIEngine) -> list[Fault]:
