@@ -49,6 +49,12 @@ class NodeGate:
         except CaserverError:  # who needs a permission is told
             return True
 
+    def doubts(self, caller: Caller, permission: Permission | None) -> bool:
+        """Whether this node, by its own copy as it is now, would refuse the caller, or does not know who it is."""
+        return (
+            self.is_stranger(caller.token) if permission is None else self._gate.refusal(caller, permission) is not None
+        )
+
     async def require(self, caller: Caller, permission: Permission | None, *, operation: str) -> None:
         """PermissionDenied, written down, unless the caller may."""
         refusal = await self.refusal(caller, permission)

@@ -11,7 +11,7 @@ import logging
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
@@ -42,6 +42,7 @@ SHUTDOWN_DEADLINE = 10.0  # seconds for requests in progress when the server clo
 FLUSH_DEADLINE = 1.0  # seconds for answers that are made to leave then
 CONNECTIONS_PER_CLIENT = 200
 CONNECTIONS = 1024
+DOUBTFUL_BODIES = 16  # bodies that callers who will probably be refused may send at a time
 _TEXT = "text/plain; charset=utf-8"
 _HTML = "text/html; charset=utf-8"
 _ELSEWHERE = "other"  # counts for every path and method that is not in the table
@@ -170,6 +171,7 @@ class ApiServer:
         self._under_way = 0  # requests whose answer is not made yet
         self._closing: asyncio.Event | None = None  # set when none is
         self._uploading = False
+        self._doubtful = asyncio.Semaphore(DOUBTFUL_BODIES)
 
     async def start(self) -> None:
         """Bind every listener; OSError if an address cannot be bound (then none is)."""
@@ -323,13 +325,22 @@ class ApiServer:
                 return reply
             if route.admission is not None:
                 return await self._run_upload(request, route, call, route.admission)
-            body = await self._read_body(request, route.body_max)
-            return await self._write(request.method, route, replace(call, body=body))
+            async with self._place(request, route, call):
+                body = await self._read_body(request, route.body_max)
+                return await self._write(request.method, route, replace(call, body=body))
         except CaserverError as exc:
             return _error(exc, metadata(node, 1, stale=False) if route.metadata else {})
         except Exception:  # noqa: BLE001 the request edge: a bug becomes a bare 500 and a traceback in the log
             _log.exception("request_failed", method=request.method, path=route.path)
             return _text(status.INTERNAL_ERROR, status.BUG)
+
+    def _place(self, request: web.BaseRequest, route: Route, call: Call) -> AbstractAsyncContextManager[object]:
+        """Where a body is taken in: of callers whom this node would refuse a few at a time, lest they fill the memory.
+
+        It is the leader that decides; and a body that came with its head is there already.
+        """
+        doubted = self._node.gate.doubts(call.caller(self._node), route.permission)
+        return self._doubtful if doubted and not request.content.is_eof() else nullcontext()
 
     async def _run_upload(self, request: web.BaseRequest, route: Route, call: Call, admission: Admission) -> Reply:
         """Run a handler whose body is a file; one at a time, each admitted before a byte of its body is taken."""

@@ -10,13 +10,14 @@ import pytest
 import pytest_asyncio
 
 from caserver.api.pace import BURST
-from caserver.api.server import ApiServer, Listener
+from caserver.api.server import DOUBTFUL_BODIES, ApiServer, Listener
 from caserver.state.codec import encode_state
 from tests.contract.acl_table_test import LINES
-from tests.contract.world import Answered, World, running
-from tests.testkit.acl_world import MASTER, UNKNOWN, guarded
+from tests.contract.world import Answered, World, closed, running
+from tests.testkit.acl_world import MASTER, UNKNOWN, get, guarded
 
 ROOTS = "/v1/connect/ca/roots"
+SIGN = "/v1/connect/ca/sign"
 
 
 @pytest_asyncio.fixture
@@ -83,3 +84,30 @@ async def test_a_server_that_closes_lets_nobody_wait(world: World) -> None:
     for each in late:
         with pytest.raises((IndexError, ConnectionError)):  # closed without an answer
             await each
+
+
+async def invited(world: World, token: str = "") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that waits for leave to send its body."""
+    reader, writer = await asyncio.open_connection(*world.server.addresses[0])
+    shown = f"X-Consul-Token: {token}\r\n" if token else ""
+    head = f"PUT {SIGN} HTTP/1.1\r\nHost: x\r\n{shown}Expect: 100-continue\r\nContent-Length: 500000\r\n\r\n"
+    writer.write(head.encode())
+    return reader, writer
+
+
+async def test_of_callers_who_will_be_refused_few_send_a_body_at_a_time(world: World) -> None:
+    strangers = [await invited(world, token) for token in [UNKNOWN] * DOUBTFUL_BODIES]
+    for reader, _ in strangers:
+        assert b"100 Continue" in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    late, late_writer = await invited(world)
+    waiting = asyncio.ensure_future(late.readuntil(b"\r\n\r\n"))
+    known, known_writer = await invited(world, MASTER)
+    assert b"100 Continue" in await asyncio.wait_for(known.readuntil(b"\r\n\r\n"), 10)
+    assert (await get(world, "/v1/acl/token/self", UNKNOWN)).status == 403  # what has no body is answered meanwhile
+    assert not waiting.done()
+
+    strangers[0][1].write(b"x" * 500000)
+    assert b"403" in await asyncio.wait_for(strangers[0][0].readuntil(b"\r\n\r\n"), 10)
+    assert b"100 Continue" in await asyncio.wait_for(waiting, 10)
+    for writer in (late_writer, known_writer, *(writer for _, writer in strangers)):
+        await closed(writer)
