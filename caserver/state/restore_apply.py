@@ -8,6 +8,7 @@ a snapshot in between has it too. Until the commit nothing else looks at it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import assert_never
 
@@ -34,10 +35,13 @@ from caserver.state.model import (
     Reading,
     RequestRecord,
     Restoring,
+    Retiring,
+    RootID,
 )
 from caserver.state.repeats import next_index, refuse_duplicate, with_request
 
 Step = tuple[CAState, Result]
+OWED_AFTER = 60  # seconds from a restore to the first clean-up: what was asked of a backend may still arrive there
 NOTHING_YET = ""  # the digest before the first piece
 
 
@@ -148,9 +152,9 @@ def _restored(state: CAState, restored: CAState, command: RestoreCommit) -> Step
         configuration=None if held is None else Configuration(held.stored, held.create_index, index),
         roots=tuple(_as_now(root, state.root(root.id), index) for root in restored.roots),
         roots_index=index,
-        # Neither pasts' change in progress is one of this: nothing of it was ever visible. What the present one owes to
-        # a former provider may be what signs from here on; what the restored one owed is owed still.
+        # Neither past's change in progress is one of this: nothing of it was ever visible.
         change=None,
+        retiring=_owed(state, restored, command.at + OWED_AFTER),
         history=history,
         requests=with_request(state, command.request_id, RequestRecord(command.at, index, "restored")),
         # Whoever comes first may make the first management token of a past that had none; here it was made.
@@ -159,6 +163,28 @@ def _restored(state: CAState, restored: CAState, command: RestoreCommit) -> Step
         ),
         restoring=None,
     ), Applied(index)
+
+
+def _owed(state: CAState, restored: CAState, not_before: int) -> tuple[Retiring, ...]:
+    """What either past owed, and what the present one made at a backend since; but for what signs from here on.
+
+    Names at a backend derive from cluster and epoch: what another cluster made cannot be named after its id is gone.
+    """
+    owed = {(each.root_id, each.epoch): each for each in restored.retiring}
+    if state.cluster_id == restored.cluster_id:
+        present = (*state.retiring, *_made(state, not_before))
+        owed = {(each.root_id, each.epoch): each for each in present} | owed
+    signing = {root.epoch for root in restored.roots if root.active}
+    return tuple(each for each in owed.values() if each.epoch not in signing)
+
+
+def _made(state: CAState, not_before: int) -> Iterator[Retiring]:
+    """What stands at a backend: for what signs leaves, and for a change in progress."""
+    active, held, change = state.active_root, state.configuration, state.change
+    if active is not None and held is not None and active.backend:
+        yield Retiring(held.stored, active.id, not_before, active.epoch, active.backend)
+    if change is not None:
+        yield Retiring(change.configuration, RootID(""), not_before, change.epoch)
 
 
 def _as_now(root: CARoot, present: CARoot | None, index: Index) -> CARoot:

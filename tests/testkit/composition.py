@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from caserver.authority.authority import Authority
 from caserver.authority.operations import Operations
-from caserver.authority.ports import Providers
+from caserver.authority.ports import ProviderKind, Providers
 from caserver.config.acl_settings import ACLSettings
 from caserver.environment import Clock, InlineWorkers, SystemClock, SystemEntropy
 from caserver.fields import Secret
@@ -164,13 +164,18 @@ class Composition:
 
 
 @asynccontextmanager
-async def composed(names: Sequence[str] = ("n1", "n2", "n3"), *, acl: ACLSettings = OFF) -> AsyncIterator[Composition]:
-    """Build, start and finally stop the nodes."""
+async def composed(
+    names: Sequence[str] = ("n1", "n2", "n3"),
+    *,
+    acl: ACLSettings = OFF,
+    external: Callable[[Clock], Mapping[str, ProviderKind]] = lambda _: {},
+) -> AsyncIterator[Composition]:
+    """Build, start and finally stop the nodes; ``external`` makes a node's providers beside the built-in one."""
     clock = SteppedClock()
     ports = free_ports(2 * len(names))
     servers = {name: (LOOPBACK, port) for name, port in zip(names, ports[0::2], strict=True)}
     forwards = {name: (LOOPBACK, port) for name, port in zip(names, ports[1::2], strict=True)}
-    members = [await _start(name, clock, servers, forwards, acl) for name in names]
+    members = [await _start(name, clock, servers, forwards, acl, external) for name in names]
     try:
         yield Composition(clock, members)
     finally:
@@ -186,6 +191,7 @@ async def _start(
     servers: dict[str, tuple[str, int]],
     forwards: dict[str, tuple[str, int]],
     acl: ACLSettings,
+    external: Callable[[Clock], Mapping[str, ProviderKind]],
 ) -> Member:
     entropy = SystemEntropy()
     keyring = Keyring([SECRET])
@@ -199,7 +205,7 @@ async def _start(
     access_control = access(raft, keyring=keyring, clock=own, entropy=entropy, settings=acl)
     authority = Authority(
         raft,
-        providers=Providers({"consul": builtin_kind(own, entropy, InlineWorkers())}),
+        providers=Providers({"consul": builtin_kind(own, entropy, InlineWorkers()), **external(own)}),
         keyring=keyring,
         clock=own,
         entropy=entropy,

@@ -127,6 +127,50 @@ def _begun(state: CAState) -> list[Command]:
     ]
 
 
+def at_a_backend(state: CAState) -> CAState:
+    """The state with something at a backend for each root, made under its epoch."""
+    marked = (replace(root, backend=(("issuer", f"of {root.epoch}"),)) for root in state.roots)
+    return replace(state, roots=tuple(marked))
+
+
+def owed(state: CAState) -> set[tuple[str, int]]:
+    return {(each.root_id, each.epoch) for each in state.retiring}
+
+
+def test_what_was_made_at_a_backend_since_is_owed():
+    past = at_a_backend(initialized())
+    now = at_a_backend(rotated(past, ROOT_IDS[2], retire_not_before=NOW + 10))
+    first, latest = past.active_root, now.active_root
+    assert first is not None
+    assert latest is not None
+    assert owed(now) == {(first.id, first.epoch)}
+    *begin, _ = _begun(now)
+    during = applied(now, *begin)
+    assert during.change is not None
+    after = applied(during, *restores(past))
+
+    check_invariants(after)
+    # The first signs again: it is not owed any more. What may still be asked of the backend gets its time.
+    assert owed(after) == {(latest.id, latest.epoch), ("", during.change.epoch)}
+    assert {each.backend for each in after.retiring} == {latest.backend, ()}
+    assert {each.not_before for each in after.retiring} == {NOW + 60}
+
+
+def test_what_the_snapshot_owed_is_owed_still_and_what_both_owe_once():
+    past = at_a_backend(rotated(at_a_backend(initialized()), ROOT_IDS[1], retire_not_before=NOW + 10))
+    after = applied(past, *restores(past))
+
+    assert owed(past)
+    assert after.retiring == past.retiring
+
+
+def test_what_another_cluster_made_is_not_owed():
+    present = at_a_backend(initialized())
+    past = replace(archived(), cluster_id="another", founding_id="another")
+
+    assert applied(present, *restores(past)).retiring == past.retiring
+
+
 def test_nothing_is_visible_before_the_commit():
     before = present()
     *chunks, _ = restores(archived())
