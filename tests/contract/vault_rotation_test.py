@@ -29,7 +29,15 @@ from tests.testkit.composition import SteppedClock
 from tests.testkit.fakes import FakeLog
 from tests.testkit.handshake import Proxy, shake
 from tests.testkit.keys import key_pem
-from tests.testkit.nodes import CLUSTER_ID, DATACENTER, KEYRING, bootstrap_configuration, csr_for, operator_root
+from tests.testkit.nodes import (
+    CLUSTER_ID,
+    DATACENTER,
+    KEYRING,
+    TRUST_DOMAIN,
+    bootstrap_configuration,
+    csr_for,
+    operator_root,
+)
 from tests.testkit.openbao import Server, unique
 from tests.testkit.vault import THREADS, VaultLab
 
@@ -110,7 +118,7 @@ async def leading(lab: VaultLab) -> AsyncIterator[Leader]:
                 await task
 
 
-def matrix(server: Server) -> dict[str, dict[str, object]]:
+def matrix(server: Server, *, trust_domain: str = TRUST_DOMAIN) -> dict[str, dict[str, object]]:
     """The CAs between which is rotated."""
     first, second, signers = unique("root"), unique("root"), unique("intermediate")
     server.mount(second)
@@ -120,8 +128,8 @@ def matrix(server: Server) -> dict[str, dict[str, object]]:
     access_to = {"Address": server.address, "Token": server.token}
     return {
         "generated": {},
-        "own EC": operator_root("ec-384"),
-        "own RSA": operator_root("rsa-2048"),
+        "own EC": operator_root("ec-384", trust_domain=trust_domain),
+        "own RSA": operator_root("rsa-2048", trust_domain=trust_domain),
         "vault A": {**access_to, "RootPKIPath": first, "IntermediatePKIPath": signers},
         "vault B": {**access_to, "RootPKIPath": second, "IntermediatePKIPath": signers},
         "vault B elsewhere": {**access_to, "RootPKIPath": second, "IntermediatePKIPath": f"{signers}-other"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -20,6 +21,7 @@ class Proxy:
     bundle: str
 
 
+@lru_cache(maxsize=64)  # all with all is many times the same; nothing is judged before the handshake
 def _context(proxy: Proxy, side: int) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.check_hostname = False  # identities are URIs, checked by the caller
