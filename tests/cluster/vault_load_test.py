@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from caserver.authority.gate import OPEN
@@ -82,7 +82,7 @@ async def rotate(composition: Composition, through: Member, config: Mapping[str,
 
 
 async def walk_under_load(
-    composition: Composition, mesh: Mesh, walk: list[str], configurations: Mapping[str, Mapping[str, object]]
+    composition: Composition, mesh: Mesh, walk: Sequence[str], configurations: Mapping[str, Mapping[str, object]]
 ) -> None:
     """From CA to CA, through each node in turn; who lags behind catches up before the next."""
     for number, (present, wanted) in enumerate(itertools.pairwise(walk)):
@@ -97,6 +97,12 @@ async def walk_under_load(
 
 
 async def test_no_request_and_no_handshake_fails_while_the_ca_is_rotated(vault: VaultLab) -> None:
+    await rotate_under_load(vault, WALK)
+
+
+async def rotate_under_load(vault: VaultLab, walk: Sequence[str]) -> Mesh:
+    """Three nodes, six proxies, and the CAs of ``walk`` one after the other; what was done meanwhile, none of it in vain."""
+
     def external(clock: Clock) -> dict[str, ProviderKind]:
         return {"vault": vault_kind(VaultLocal(), clock=clock, workers=vault.workers, pool_size=THREADS)}
 
@@ -106,7 +112,6 @@ async def test_no_request_and_no_handshake_fails_while_the_ca_is_rotated(vault: 
         trust_domain = composition.members[0].state.trust_domain
         assert trust_domain is not None
         configurations = matrix(vault.server, trust_domain=trust_domain)
-        walk = list(WALK)
         assert set(walk) == set(configurations)
         await rotate(composition, composition.members[0], configurations[walk[0]])  # without a limit from here on
         async with meshed(load(composition, caches), workers) as mesh:
@@ -114,4 +119,5 @@ async def test_no_request_and_no_handshake_fails_while_the_ca_is_rotated(vault: 
         assert mesh.failures == []
         assert len(mesh.handshakes) >= len(walk) - 1
         assert mesh.requests > len(walk) * len(mesh.sidecars)
-    workers.close()
+        workers.close()
+        return mesh
