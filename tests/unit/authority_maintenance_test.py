@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
-import pytest
 from structlog.testing import capture_logs
 
 from caserver.authority.clock_guard import STEADY
 from caserver.authority.maintenance import LOOK_AGAIN, agenda
 from caserver.errors import ProviderUnavailable
+from caserver.raft.ports import Leadership
 from caserver.state.commands import ProviderRetired, PruneRoots
+from caserver.state.model import CAState
 from tests.testkit.fakes import FakeLog
 from tests.testkit.nodes import (
     DAY,
@@ -23,6 +25,8 @@ from tests.testkit.nodes import (
 
 UNLIMITED = {"CSRMaxPerSecond": 0}
 HOUR = 3600
+
+T = TypeVar("T")
 
 
 def listed(node: Node) -> set[str]:
@@ -60,17 +64,21 @@ async def test_retiring_is_tried_again_until_it_works_also_by_a_later_leader() -
             assert owed(second) == 0
 
 
-async def test_a_defect_between_two_steps_does_not_end_maintenance(monkeypatch: pytest.MonkeyPatch) -> None:
-    defects = iter([LookupError("a defect"), LookupError("another")])
-    node = build_node(FakeLog())
-    changed = node.log.changed
+class DefectiveLog(FakeLog):
+    """A log that fails whoever waits for what maintenance waits for, twice."""
 
-    async def failing(select: Any, seen: Any) -> Any:
-        if select is agenda and (defect := next(defects, None)) is not None:
+    def __init__(self) -> None:
+        super().__init__()
+        self._defects = iter([LookupError("a defect"), LookupError("another")])
+
+    async def changed(self, select: Callable[[CAState, Leadership], T], seen: T) -> T:
+        if select is agenda and (defect := next(self._defects, None)) is not None:
             raise defect
-        return await changed(select, seen)
+        return await super().changed(select, seen)
 
-    monkeypatch.setattr(node.log, "changed", failing)
+
+async def test_a_defect_between_two_steps_does_not_end_maintenance() -> None:
+    node = build_node(DefectiveLog())
     with capture_logs() as lines:
         async with running(node):
             await node.clock.advance(STEADY)
