@@ -61,7 +61,7 @@ def test_a_wiped_node_is_replaced_under_load(tmp_path: Path) -> None:
         with load.without(wiped):
             assert cluster.stop(wiped) == 0
             cluster.start(wiped)  # without the flag: it has its data again
-        other = next(node for node in cluster.followers() if node not in (wiped, survivor))
+        other = next(node for node in cluster.answering if node not in (wiped, survivor))
         with load.without(other):
             cluster.kill(other)  # from here on nothing is committed without the node that was wiped
             assert wiped.get("/v1/connect/ca/configuration?consistent").json() == shown
