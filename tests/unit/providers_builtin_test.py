@@ -6,9 +6,8 @@ from typing import TypeVar
 
 import pytest
 from cryptography import x509
-from immutables import Map
 
-from caserver.authority.ports import Prepared, Provider, SignedLeaf, SigningOrder
+from caserver.authority.ports import Provider, SignedLeaf, SigningOrder
 from caserver.environment import InlineWorkers
 from caserver.errors import InvalidConfig, ProviderRefused
 from caserver.fields import Secret
@@ -17,10 +16,10 @@ from caserver.pki.chain import verify_chain
 from caserver.pki.keys import public_key_der
 from caserver.providers.builtin import builtin_kind
 from caserver.state.configuration import parse_bootstrap
-from caserver.state.model import CARoot, Index, RootID
 from tests.testkit.fakes import ManualClock, SeededEntropy
 from tests.testkit.keys import key_pem, private_key
 from tests.testkit.nodes import TRUST_DOMAIN, operator_root
+from tests.testkit.vault import listed
 
 T = TypeVar("T")
 CLOCK = ManualClock()
@@ -51,31 +50,6 @@ def order(serial: int | None = 5, public_key: bytes | None = None) -> SigningOrd
         csr_pem="",
         not_before=int(NOW.timestamp()) - 60,
         not_after=int(NOW.timestamp()) + 3600,
-    )
-
-
-def bound_root(prepared: Prepared) -> CARoot:
-    facts = describe(prepared.root_pem)
-    return CARoot(
-        id=RootID(facts.id),
-        name="",
-        pem=prepared.root_pem,
-        serial=facts.serial,
-        not_before=facts.not_before,
-        not_after=facts.not_after,
-        key_type=facts.key_type,
-        key_bits=facts.key_bits,
-        signing_key_id=facts.signing_key_id,
-        provider="consul",
-        intermediates=(),
-        sealed_key=None,
-        active=True,
-        rotated_out_at=None,
-        leaf_not_after_max=0,
-        leaf_ttl_max=0,
-        live_by_hour=Map(),
-        create_index=Index(1),
-        modify_index=Index(1),
     )
 
 
@@ -208,7 +182,7 @@ async def test_a_provider_bound_from_the_state_signs_as_the_one_that_made_the_ro
     later = factory(
         parse_bootstrap("consul", {}),
         trust_domain=TRUST_DOMAIN,
-        root=bound_root(prepared),
+        root=listed(prepared, provider="consul"),
         root_key=Secret(prepared.root_key.reveal()),
     )
     (signed,) = await later.sign_leaves([order()])
