@@ -295,4 +295,8 @@ def on_disk(directory: Path, *, tls: TLSFiles | None = None, initialized: bool =
             made = server.ask("PUT", "sys/init", {"recovery_shares": 1, "recovery_threshold": 1})
             server.token = made["root_token"]
             server.wait(HTTP_ACTIVE)
+            # A process that started before sys/init goes on trying to unseal, every five seconds: it would undo ``seal``.
+            server.stop()
+            server.start()
+            server.wait(HTTP_ACTIVE)
         yield server, 0 if tls is None else tls_port
