@@ -24,11 +24,13 @@ def _json(node: NodeView, call: Call, document: object, code: int = status.OK) -
 
 async def get_leader(node: NodeView, call: Call) -> Reply:
     """Raft address of the leader as this node knows it, an empty text if it knows none."""
+    check_datacenter(node, call.options)
     return _json(node, call, _address(node, node.log.leadership.leader))
 
 
 async def get_peers(node: NodeView, call: Call) -> Reply:
     """Raft addresses of all servers."""
+    check_datacenter(node, call.options)
     return _json(node, call, [_address(node, name) for name in sorted(node.peers)])
 
 
@@ -81,7 +83,9 @@ async def remove_peer(node: NodeView, call: Call) -> Reply:
     check_datacenter(node, call.options)
     flags = call.options.flags
     wanted = [(kind, flags[kind]) for kind in ("id", "address") if flags.get(kind)]
-    if len(wanted) != 1:
+    if len(wanted) > 1:
+        raise InvalidRequest("Must specify only one of ?id or ?address")
+    if not wanted:
         raise InvalidRequest("Must specify either ?id with the server's ID or ?address with IP:port of peer to remove")
     kind, value = wanted[0]
     known = node.peers if kind == "id" else _addresses(node).values()

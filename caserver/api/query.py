@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 from urllib.parse import parse_qsl
 
@@ -43,6 +45,8 @@ _INDEX_MAX = 1 << 64
 _GZIP_LEVEL = 6
 _TOKEN_HEADER = "X-Consul-Token"  # noqa: S105 the header's name
 _NAMESPACE_HEADER = "X-Consul-Namespace"
+# In a path or a query: a percent sign and what comes behind it.
+BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2}).{0,2}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,30 +220,49 @@ def site(node: NodeView) -> Site:
 _PLAIN_OPTIONS = Options()
 
 
-def parse(query: str, headers: Mapping[str, str]) -> Options:
-    """Read the options of a raw query string and the headers; InvalidQuery with Consul's text."""
+def parse(query: str, headers: Mapping[str, str], *, reading: bool = True) -> Options:
+    """Read the options of a raw query string and the headers; InvalidQuery with Consul's text.
+
+    A request that changes something (not ``reading``) has a datacenter and a token, but nothing to be fresh or to wait for:
+    as in Consul such options are passed over then, whatever they say.
+    """
     token = _token("", headers)
     if not query and "Cache-Control" not in headers and _NAMESPACE_HEADER not in headers:
         return _PLAIN_OPTIONS if token is None else Options(token=token)
-    flags: dict[str, str] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True, errors="replace"):
-        flags.setdefault(name, value)
+    flags = _flags(query)
     token = _token(flags.pop("token", ""), headers)
-    fresh = _cache_control(headers.get("Cache-Control", ""))
-    stale, consistent, max_stale = _consistency(flags)
-    wait = _duration(flags.get("wait", ""), "Invalid wait time")
-    return Options(
-        index=_index(flags.get("index", "")),
-        wait=wait,
-        stale=stale,
-        consistent=consistent,
-        max_stale=max_stale,
-        fresh=fresh,
+    options = Options(
         pretty="pretty" in flags,
         datacenter=flags.get("dc", ""),
         namespace_fault=_namespace_fault(flags, headers),
         token=token,
         flags=flags,
+    )
+    return _with_freshness(options, headers) if reading else options
+
+
+def _flags(query: str) -> dict[str, str]:
+    if (escape := BROKEN_ESCAPE.search(query)) is not None:
+        raise InvalidQuery(f'Failed to decode query: invalid URL escape "{escape[0][:3]}"')
+    flags: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True, errors="replace"):
+        flags.setdefault(name, value)
+    return flags
+
+
+def _with_freshness(options: Options, headers: Mapping[str, str]) -> Options:
+    """What a read asks for besides; faults in Consul's order."""
+    stale, consistent, max_stale = _consistency(options.flags)
+    fresh = _cache_control(headers.get("Cache-Control", ""))
+    wait = _duration(options.flags.get("wait", ""), "Invalid wait time")
+    return replace(
+        options,
+        index=_index(options.flags.get("index", "")),
+        wait=wait,
+        stale=stale,
+        consistent=consistent,
+        max_stale=max_stale,
+        fresh=fresh,
     )
 
 
@@ -256,7 +279,8 @@ def _token(parameter: str, headers: Mapping[str, str]) -> Secret | None:
     if header := headers.get(_TOKEN_HEADER):
         return Secret(header)
     scheme, _, value = headers.get("Authorization", "").strip().partition(" ")
-    return Secret(value.strip()) if scheme.lower() == "bearer" and value.strip() else None
+    words = value.split()  # a bearer token is one word (RFC 6750)
+    return Secret(words[0]) if scheme.lower() == "bearer" and words else None
 
 
 def _cache_control(raw: str) -> bool:
@@ -278,9 +302,10 @@ def _seconds(value: str) -> int:
 
 
 def _consistency(flags: Mapping[str, str]) -> tuple[bool, bool, float]:
-    stale, consistent = "stale" in flags, "consistent" in flags
     given = flags.get("max_stale", "")
-    max_stale = _duration(given, f'Invalid max_stale value "{given}"')
+    max_stale = _duration(given, f"Invalid max_stale value {json.dumps(given, ensure_ascii=False)}")
+    # Who says how old an answer may be takes one that is not the leader's.
+    stale, consistent = "stale" in flags or max_stale > 0, "consistent" in flags
     if stale and consistent:
         raise InvalidQuery("Cannot specify ?stale with ?consistent, conflicting semantics.")
     return stale, consistent, max_stale

@@ -123,8 +123,8 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         headers=("X-Consul-Index", *_CACHE),
         failures=_UNAVAILABLE | {status.REFUSED_BEHIND: "The backend of the provider refused."},
     ),
-    ("/v1/status/leader", "GET"): Operation({JSON_TYPE: TEXT}, (PRETTY,)),
-    ("/v1/status/peers", "GET"): Operation({JSON_TYPE: {"type": "array", "items": TEXT}}, (PRETTY,)),
+    ("/v1/status/leader", "GET"): Operation({JSON_TYPE: TEXT}, (DATACENTER, PRETTY)),
+    ("/v1/status/peers", "GET"): Operation({JSON_TYPE: {"type": "array", "items": TEXT}}, (DATACENTER, PRETTY)),
     ("/v1/status/live", "GET"): Operation(_json("Live"), (PRETTY,)),
     ("/v1/status/ready", "GET"): Operation(
         _json("Readiness"),

@@ -27,7 +27,7 @@ from caserver.acl import Resource
 from caserver.api import status
 from caserver.api.origin import Hosts, Restrictions, refuse_exposed
 from caserver.api.pace import Pace
-from caserver.api.query import Body, Call, NodeView, Readiness, Reply, metadata, parse, token_of
+from caserver.api.query import BROKEN_ESCAPE, Body, Call, NodeView, Readiness, Reply, metadata, parse, token_of
 from caserver.api.routes import EXACT, SUBTREES, Admission, Route
 from caserver.environment import within
 from caserver.errors import CaserverError, RateLimited, TooLarge, Unavailable
@@ -47,7 +47,7 @@ _TEXT = "text/plain; charset=utf-8"
 _HTML = "text/html; charset=utf-8"
 _ELSEWHERE = "other"  # counts for every path and method that is not in the table
 _PATH_SAFE = "/$&+,:;=@~!*'()"
-_WEIGHT = re.compile(r"q=(0(\.0*)?|\.0*)", re.IGNORECASE)
+_WEIGHT = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
 _BARE_HEAD = b"HTTP/1.1 %d Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _log = structlog.get_logger("caserver.api")
 # aiohttp reports broken clients through this logger; they are no news, and its access log is off.
@@ -272,11 +272,14 @@ class ApiServer:
             await self._pace.turn(_address(request) or _remote(request))
 
     async def _stream(self, request: web.BaseRequest, reply: Reply, pieces: Sequence[bytes]) -> web.StreamResponse:
-        """Send a body in chunks: as it is, whatever encodings the client takes, for it is compressed already."""
+        """Send a body piece by piece: as it is, whatever encodings the client takes, for it is compressed already."""
         answer = _Stream(status=reply.status, headers={**reply.headers, hdrs.VARY: hdrs.ACCEPT_ENCODING})
         answer.headers.update(self._restrictions.headers)
         answer.content_type = reply.content_type
-        answer.enable_chunked_encoding()
+        if request.version < HttpVersion11:  # which knows no chunks
+            answer.content_length = sum(map(len, pieces))
+        else:
+            answer.enable_chunked_encoding()
         if self._closing is not None:
             answer.force_close()
         await answer.prepare(request)
@@ -309,7 +312,8 @@ class ApiServer:
             self._hosts.check(request.method, request.headers)
             if route.secret and _is_exposed(request):
                 raise refuse_exposed(route.path)
-            call = Call(options=parse(query, request.headers), remote=_remote(request), tail=tail)
+            options = parse(query, request.headers, reading=request.method == hdrs.METH_GET)
+            call = Call(options=options, remote=_remote(request), tail=tail)
         except CaserverError as exc:
             return route, _error(exc)
         return route, await self._run(request, route, call)
@@ -485,12 +489,11 @@ def _resolve(request: web.BaseRequest, path: str, query: str) -> tuple[Route, st
     """Find the route of a path that is not in the table as it stands, the way Go's ServeMux does."""
     if not path.startswith("/"):  # absolute form or "*"
         path = request.rel_url.raw_path or "/"
-    try:
-        decoded = unquote_to_bytes(path).decode("utf-8", "surrogateescape")
-    except ValueError:
+    raw = unquote_to_bytes(path)
+    # Go's, and the filter that Consul has for what does not print; of a broken character it sees a mark that does.
+    if BROKEN_ESCAPE.search(path) or not raw.decode("utf-8", "replace").isprintable():
         return Reply(status=status.BAD_REQUEST)
-    if "\0" in decoded:
-        return Reply(status=status.BAD_REQUEST)
+    decoded = raw.decode("utf-8", "surrogateescape")
     cleaned = _clean(decoded)
     if cleaned != decoded:
         return _moved(request.method, cleaned, query)
@@ -542,12 +545,14 @@ def _text(text: str, code: int, headers: Mapping[str, str] | None = None) -> Rep
 
 
 def _accepts_gzip(header: str) -> bool:
-    """Whether Accept-Encoding names gzip with a weight above zero."""
+    """Whether Accept-Encoding names gzip with a weight above zero; the last mention counts."""
+    accepted = False
     for each in header.split(","):
-        name, _, weight = each.partition(";")
-        if name.strip().lower() == "gzip":
-            return _WEIGHT.fullmatch(weight.strip()) is None
-    return False
+        name, *parameters = (part.strip().lower() for part in each.split(";"))
+        if name == "gzip":
+            weights = [part[2:] for part in parameters if part.startswith("q=")]
+            accepted = not weights or bool(_WEIGHT.fullmatch(weights[-1]) and float(weights[-1]) > 0)
+    return accepted
 
 
 def _respond(request: web.BaseRequest, reply: Reply, *, vary: bool) -> web.StreamResponse:

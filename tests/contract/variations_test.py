@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ import pytest_asyncio
 
 from caserver.api.routes import EXACT, ROUTES, SUBTREES, Route
 from caserver.api.server import ApiServer, Listener
+from caserver.archive import read_meta
 from tests.contract.world import Answered, World, closed, parsed, running
 
 CONFIGURATION = "/v1/connect/ca/configuration"
@@ -116,6 +118,12 @@ ENCODINGS = {
     "gzip;q=0.0": False,
     "xgzip": False,
     "": False,
+    "gzip ; q=0.2": True,
+    "gzip;q=0, gzip": True,
+    "gzip, gzip;q=0": False,
+    "gzip;q=x": False,
+    "gzip;q=-1": False,
+    "gzip;level=9;q=0.00": False,
 }
 
 
@@ -142,15 +150,39 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("path", [*READ, "PUT " + CONFIGURATION, "PUT /v1/connect/ca/sign"])
+@pytest.mark.parametrize("path", READ)
 async def test_options_are_read_before_anything_else(server: World, path: str) -> None:
-    method, _, target = path.rpartition(" ")
     for query, text in FAULTS.items():
-        answered = await server.fetch(method or "GET", f"{target}?{query}", body=b"{" if method else b"")
+        answered = await server.fetch("GET", f"{path}?{query}")
         assert (answered.status, answered.text) == (400, text)
         assert not {"X-Consul-Index", "X-Cache"} & set(answered.headers)
-    answered = await server.fetch(method or "GET", target, {"Cache-Control": "max-age=x"})
+    answered = await server.fetch("GET", path, {"Cache-Control": "max-age=x"})
     assert (answered.status, answered.text) == (400, "Invalid Cache-Control header.")
+
+
+async def test_a_change_has_no_use_for_the_options_of_a_read(server: World) -> None:
+    body = b'{"Provider":"consul","Config":{"LeafCertTTL":"48h"}}'
+    for query in FAULTS:
+        answered = await server.fetch("PUT", f"{CONFIGURATION}?{query}", {"Cache-Control": "max-age=x"}, body=body)
+        assert (answered.status, answered.body) == (200, b"")
+    assert (await server.fetch("PUT", CONFIGURATION + "?dc=nope", body=body)).text == "No path to datacenter"
+    assert (await server.fetch("PUT", CONFIGURATION + "?a=%zz", body=body)).status == 400
+
+
+@pytest.mark.parametrize("path", READ)
+async def test_another_datacenter_is_out_of_reach(server: World, path: str) -> None:
+    told = not path.startswith(("/v1/agent/", "/v1/status/live", "/v1/status/ready", "/openapi.json"))
+    if told or "/ca/" in path:
+        answered = await server.fetch("GET", path + "?dc=nope")
+        assert (answered.status, answered.text) == (400, "No path to datacenter")
+
+
+@pytest.mark.parametrize("what", ["%00", "%09", "%0d%0aX:y", "%7f", "%C2%A0", "%E2%80%AE", "%zz", "%2", "%"])
+async def test_a_path_that_cannot_be_printed_is_refused_before_anything_else(server: World, what: str) -> None:
+    for path in ("/v1/agent/connect/ca/leaf/a", "/v1/nope/", "//v1/acl/policy/name/"):
+        answered = await server.fetch("GET", path + what)
+        assert (answered.status, answered.body) == (400, b"")
+        assert not {"Content-Type", "Vary", "X-Consul-Index"} & set(answered.headers)
 
 
 @pytest.mark.parametrize("node", ["n1", "n2"], ids=["leader", "follower"])
@@ -216,6 +248,14 @@ async def test_a_client_of_http_1_0_gets_a_plain_answer(server: World) -> None:
     assert closing.body == kept.body
     assert "Transfer-Encoding" not in closing.headers
     assert kept.headers["Connection"].lower() == "keep-alive"
+
+
+async def test_a_client_of_http_1_0_gets_a_file_with_its_length(server: World) -> None:
+    (answered,) = await exchanged(server, b"GET /v1/snapshot HTTP/1.0\r\n\r\n")
+
+    assert answered.status == 200
+    assert "Transfer-Encoding" not in answered.headers
+    assert read_meta(io.BytesIO(answered.body)).index == int(answered.headers["X-Consul-Index"])
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks", "expect", "form", "lower"])

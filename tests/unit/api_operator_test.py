@@ -175,7 +175,7 @@ async def test_an_unknown_format_of_metrics_is_refused() -> None:
         ("?id=n9", 'id "n9" was not found in the Raft configuration'),
         ("?address=1.2.3.4:5", 'address "1.2.3.4:5" was not found in the Raft configuration'),
         ("", "Must specify either ?id with the server's ID or ?address with IP:port of peer to remove"),
-        ("?id=n1&address=x", "Must specify either"),
+        ("?id=n1&address=x", "Must specify only one of ?id or ?address"),
         ("?id=n1&dc=nope", "No path to datacenter"),
     ],
 )

@@ -59,6 +59,10 @@ def test_every_option_is_read() -> None:
         ("stale&consistent", "Cannot specify ?stale with ?consistent, conflicting semantics."),
         ("wait=xyz&index=abc", "Invalid wait time"),
         ("index=abc&stale&consistent", "Cannot specify ?stale with ?consistent, conflicting semantics."),
+        ("max_stale=1s&consistent", "Cannot specify ?stale with ?consistent, conflicting semantics."),
+        ("max_stale=a%22b", r'Invalid max_stale value "a\"b"'),
+        ("a=%zz&index=abc", 'Failed to decode query: invalid URL escape "%zz"'),
+        ("a=b%2", 'Failed to decode query: invalid URL escape "%2"'),
     ],
 )
 def test_what_consul_refuses_is_refused_in_its_words(query: str, text: str) -> None:
@@ -73,6 +77,30 @@ def test_what_consul_refuses_is_refused_in_its_words(query: str, text: str) -> N
 )
 def test_what_consul_accepts_is_accepted(query: str) -> None:
     assert options(query).index in {0, 7, 18446744073709551615}
+
+
+@pytest.mark.parametrize(
+    ("query", "stale"),
+    [("max_stale=5s", True), ("max_stale=0s", False), ("max_stale=-1s", False), ("max_stale=", False)],
+)
+def test_who_bounds_the_age_of_an_answer_takes_one_that_is_not_the_leaders(query: str, *, stale: bool) -> None:
+    assert options(query).stale is stale
+
+
+@pytest.mark.parametrize("query", ["index=abc", "wait=xyz", "stale&consistent", "max_stale=bad"])
+def test_a_write_has_nothing_to_be_fresh_or_to_wait_for(query: str) -> None:
+    headers = CIMultiDict({"Cache-Control": "max-age=x"})
+    found = parse(f"{query}&dc=dc2&token=t&pretty&cas=5", headers, reading=False)
+
+    assert (found.index, found.wait, found.stale, found.consistent, found.fresh) == (0, 0.0, False, False, False)
+    assert (found.datacenter, found.token, found.pretty, found.flags["cas"]) == ("dc2", Secret("t"), True, "5")
+
+
+def test_freshness_is_judged_before_waiting() -> None:
+    with pytest.raises(InvalidQuery, match="^Cannot specify"):
+        options("stale&consistent", Cache_Control="max-age=x")
+    with pytest.raises(InvalidQuery, match="Cache-Control"):
+        options("wait=x", Cache_Control="max-age=x")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +135,8 @@ def test_a_cache_control_that_says_no_number_is_refused(header: str) -> None:
         ("", {"X_Consul_Token": ""}, None),
         ("", {"Authorization": "Basic Yzpk"}, None),
         ("", {"Authorization": "Bearer"}, None),
+        ("", {"Authorization": "Bearer c d"}, "c"),
+        ("", {"Authorization": "Bearer\tc"}, None),
     ],
 )
 def test_the_token_comes_from_parameter_header_or_bearer(
