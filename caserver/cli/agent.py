@@ -10,7 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from caserver.cli.flags import HTTP_GROUP, Command, Flag, Parsed, Takes, client
+from caserver.cli.flags import HTTP_GROUP, Command, Flag, Parsed, Takes, UsageError, client
 from caserver.cli.output import complain, failed, say
 from caserver.client import ClientError
 from caserver.errors import InvalidConfig
@@ -36,34 +36,53 @@ _KEY_OF_FLAG = {
 _CONSUL_VALUES = {
     "advertise": "advertise_addr",
     "advertise-wan": "advertise_addr_wan",
+    "alt-domain": "alt_domain",
     "bootstrap-expect": "bootstrap_expect",
+    "check_output_max_size": "check_output_max_size",
+    "default-query-time": "default_query_time",
     "dns-port": "ports.dns",
     "domain": "domain",
     "encrypt": "encrypt",
     "grpc-port": "ports.grpc",
     "log-file": "log_file",
+    "log-rotate-bytes": "log_rotate_bytes",
+    "log-rotate-duration": "log_rotate_duration",
+    "log-rotate-max-files": "log_rotate_max_files",
+    "max-query-time": "max_query_time",
     "node-id": "node_id",
     "pid-file": "pid_file",
+    "protocol": "protocol",
     "raft-protocol": "raft_protocol",
     "retry-interval": "retry_interval",
+    "retry-interval-wan": "retry_interval_wan",
     "retry-max": "retry_max",
+    "retry-max-wan": "retry_max_wan",
+    "segment": "segment",
+    "serf-lan-bind": "serf_lan",
     "serf-lan-port": "ports.serf_lan",
+    "serf-wan-bind": "serf_wan",
     "serf-wan-port": "ports.serf_wan",
     "ui-content-path": "ui_content_path",
+    "ui-dir": "ui_dir",
 }
 _CONSUL_LISTS = {
     "join": "start_join",
     "join-wan": "start_join_wan",
     "node-meta": "node_meta",
+    "primary-gateway": "primary_gateways",
     "recursor": "recursors",
     "retry-join": "retry_join",
     "retry-join-wan": "retry_join_wan",
+    "serf-lan-allowed-cidrs": "serf_lan_allowed_cidrs",
+    "serf-wan-allowed-cidrs": "serf_wan_allowed_cidrs",
 }
 _CONSUL_SWITCHES = {
     "bootstrap": "bootstrap",
     "disable-host-node-id": "disable_host_node_id",
+    "disable-keyring-file": "disable_keyring_file",
     "enable-local-script-checks": "enable_local_script_checks",
     "enable-script-checks": "enable_script_checks",
+    "non-voting-server": "non_voting_server",
     "server": "server",
     "syslog": "enable_syslog",
     "ui": "ui",
@@ -87,8 +106,20 @@ SOURCES = (
         placeholder="path",
         list_of="config-file",
     ),
+    Flag(
+        "config-format",
+        "Format of the configuration files whatever their names, hcl or json; all files of a directory are read then.",
+        placeholder="hcl|json",
+    ),
 )
 _SETTINGS = (
+    Flag(
+        "allow-write-http-from",
+        "Network from which something may be changed over HTTP, such as 10.0.0.0/8. May be given several times. The "
+        "default is any.",
+        takes=Takes.VALUES,
+        placeholder="network",
+    ),
     Flag("bind", "Address that the other servers reach this node at. Defaults to that of its peer block."),
     Flag("client", "Address of the HTTP listeners. The default is 127.0.0.1."),
     Flag("data-dir", "Directory of this node's log and snapshots.", placeholder="path"),
@@ -99,6 +130,12 @@ _SETTINGS = (
         takes=Takes.NOTHING,
     ),
     Flag("forward-port", "Port that forwarded requests arrive at. The default is 8303.", placeholder="port"),
+    Flag(
+        "hcl",
+        "A piece of configuration, such as 'connect { enabled = true }'; it wins over everything else. May be given several "
+        "times. Secrets have no place here: others see them in the process list.",
+        takes=Takes.VALUES,
+    ),
     Flag("http-port", "Port of the HTTP API. The default is 8500; -1 turns it off.", placeholder="port"),
     Flag("https-port", "Port of the HTTPS API. The default is 8501 if TLS is configured.", placeholder="port"),
     Flag("log-json", "Output logs in JSON.", takes=Takes.NOTHING),
@@ -145,7 +182,12 @@ def load(
     values = {**_KEY_OF_FLAG, **_CONSUL_VALUES}
     switches = {**_CONSUL_SWITCHES, "log-json": "log_json", "dev": "dev", "rejoin": "rejoin"}
     flags: dict[str, object] = {key: parsed.values[flag] for flag, key in values.items() if flag in parsed.values}
-    flags |= {key: list(parsed.lists[flag]) for flag, key in _CONSUL_LISTS.items() if flag in parsed.lists}
+    lists = {**_CONSUL_LISTS, "allow-write-http-from": "http_config.allow_write_http_from", "hcl": "hcl"}
+    flags |= {key: list(parsed.lists[flag]) for flag, key in lists.items() if flag in parsed.lists}
+    if file_format := parsed.values.get("config-format"):
+        if file_format not in ("hcl", "json"):
+            raise UsageError("-config-format must be either 'hcl' or 'json'")
+        flags["config_format"] = file_format
     flags |= {key: parsed.switches[flag] for flag, key in switches.items() if flag in parsed.switches}
     paths = [*parsed.lists.get("config-file", ()), *extra]
     return AgentConfig.load(

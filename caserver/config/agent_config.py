@@ -150,19 +150,32 @@ class AgentConfig:
     ) -> AgentConfig:
         """Read ``paths`` (files, or directories of files) in order, ``environ`` over them, ``flags`` over both.
 
-        ``flags`` maps dotted keys to values, and may hold ``dev`` and ``rejoin``, which only a flag can give.
+        ``flags`` maps dotted keys to values, and may hold what only a flag can give: ``dev``, ``rejoin``, ``hcl`` (texts,
+        over everything else) and ``config_format`` (of all files, whatever their names).
         InvalidConfig carries every fault, one a line. ``judge_ca`` raises InvalidConfig for a CA configuration that
         could not be bootstrapped, ``judge_tls`` for files that no listener could serve with.
         """
         given = dict(flags)
         dev, rejoin = bool(given.pop("dev", False)), bool(given.pop("rejoin", False))
-        settings = sources.gather(paths, flags=given, environ=environ, keys=KEYS)
+        pieces, file_format = _texts(given.pop("hcl", ())), given.pop("config_format", None)
+        settings = sources.gather(
+            paths,
+            flags=given,
+            environ=environ,
+            keys=KEYS,
+            pieces=pieces,
+            file_format=None if file_format is None else str(file_format),
+        )
         reading = Reading(settings, dev=dev, hostname=hostname)
         config = _read(reading, judge_ca, judge_tls, rejoin=rejoin)
         faults = [*settings.faults, *map(settings.located, reading.faults)]
         if faults:
             raise InvalidConfig("\n".join(map(str, faults)))
         return config
+
+
+def _texts(given: object) -> tuple[str, ...]:
+    return tuple(map(str, given)) if isinstance(given, Sequence) else ()
 
 
 def _read(reading: Reading, judge_ca: JudgeCA | None, judge_tls: JudgeTLS | None, *, rejoin: bool) -> AgentConfig:

@@ -67,10 +67,10 @@ class Document:
     faults: tuple[Fault, ...] = ()
 
 
-def read(path: Path) -> Document:
-    """Read one ``.hcl`` or ``.json`` file; every failure is a fault of the document."""
-    name = str(path)
-    if path.suffix not in (".hcl", ".json"):
+def read(path: Path, *, file_format: str | None = None) -> Document:
+    """Read one file, by its name HCL or JSON unless ``file_format`` says which; every failure is a fault of the document."""
+    name, written_in = str(path), f".{file_format}" if file_format else path.suffix
+    if written_in not in (".hcl", ".json"):
         return _failed(name, "the name does not say which format it has", "name the file *.hcl or *.json")
     try:
         with path.open("rb") as file:
@@ -82,12 +82,13 @@ def read(path: Path) -> Document:
         return _failed(name, f"cannot be read ({os.strerror(exc.errno or 0)})", "check the path and its permissions")
     if len(raw) > MAX_BYTES:
         return _failed(name, "larger than 1 MiB", "check that this is the configuration file")
-    return parse_json(name, text) if path.suffix == ".json" else parse_hcl(name, text)
+    return parse_json(name, text) if written_in == ".json" else parse_hcl(name, text)
 
 
-def files_of(directory: Path) -> tuple[Path, ...]:
+def files_of(directory: Path, *, of_any_name: bool = False) -> tuple[Path, ...]:
     """The ``*.hcl`` and ``*.json`` files directly in ``directory``, sorted by name; OSError if it cannot be listed."""
-    return tuple(sorted(each for each in directory.iterdir() if each.suffix in (".hcl", ".json") and each.is_file()))
+    files = (each for each in directory.iterdir() if each.is_file())
+    return tuple(sorted(each for each in files if of_any_name or each.suffix in (".hcl", ".json")))
 
 
 def parse_json(name: str, text: str) -> Document:

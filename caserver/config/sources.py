@@ -1,4 +1,6 @@
-"""Where settings come from, laid over each other: files, then the environment, then flags; the later wins.
+"""Where settings come from, laid over each other: files, then the environment, then flags, pieces of HCL among them last.
+
+The later wins.
 
 Knows nothing of what a key means. Every value keeps its origin (file and line, variable or flag), so that a fault can
 say where to mend it. Tables merge key by key; everything else is replaced whole.
@@ -88,18 +90,31 @@ class Settings:
                 del table[key]
 
 
-def gather(paths: Sequence[str], *, flags: Mapping[str, object], environ: Mapping[str, str], keys: Keys) -> Settings:
-    """Read files (or directories of files) in order, then the environment, then ``flags`` (dotted key to value)."""
+def gather(
+    paths: Sequence[str],
+    *,
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    keys: Keys,
+    pieces: Sequence[str] = (),
+    file_format: str | None = None,
+) -> Settings:
+    """Read files (or directories of files) in order, the environment, ``flags`` (dotted key to value), ``pieces`` of HCL.
+
+    ``file_format`` (hcl or json) is that of every file, whatever its name.
+    """
     settings = Settings(keys)
-    for path in _files(paths, settings):
-        _overlay_file(settings, path)
+    for path in _files(paths, settings, file_format):
+        _overlay_file(settings, path, file_format)
     _overlay_environment(settings, environ)
     for name, value in flags.items():
         settings.lay(tuple(name.split(".")), value, _always("flag"))
+    for number, text in enumerate(pieces, 1):
+        _overlay(settings, document.parse_hcl("-hcl" if len(pieces) == 1 else f"-hcl (number {number})", text))
     return settings
 
 
-def _files(paths: Sequence[str], settings: Settings) -> list[Path]:
+def _files(paths: Sequence[str], settings: Settings, file_format: str | None) -> list[Path]:
     found: list[Path] = []
     for name in paths:
         path = Path(name)
@@ -107,7 +122,7 @@ def _files(paths: Sequence[str], settings: Settings) -> list[Path]:
             found.append(path)
             continue
         try:
-            inside = document.files_of(path)
+            inside = document.files_of(path, of_any_name=file_format is not None)
         except OSError as exc:
             settings.faults.append(Fault(name, f"cannot be listed ({os.strerror(exc.errno or 0)})", "check the path"))
             settings.incomplete = True
@@ -118,8 +133,14 @@ def _files(paths: Sequence[str], settings: Settings) -> list[Path]:
     return found
 
 
-def _overlay_file(settings: Settings, path: Path) -> None:
-    read = document.read(path)
+def _overlay_file(settings: Settings, path: Path, file_format: str | None) -> None:
+    read = document.read(path, file_format=file_format)
+    _overlay(settings, read)
+    if "cluster_secret" in read.values or _holds_key(read.values):
+        _warn_of_readers(path, settings)
+
+
+def _overlay(settings: Settings, read: document.Document) -> None:
     settings.faults.extend(read.faults)
     settings.incomplete = settings.incomplete or bool(read.faults)
 
@@ -128,8 +149,6 @@ def _overlay_file(settings: Settings, path: Path) -> None:
         return f"{read.name}:{line}" if line else read.name
 
     settings.lay((), read.values, origin)
-    if "cluster_secret" in read.values or _holds_key(read.values):
-        _warn_of_readers(path, settings)
 
 
 def _holds_key(value: object) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from caserver.cli import main
-from caserver.cli.agent import load, load_to_run
+from caserver.cli.agent import COMMANDS, load, load_to_run
 from caserver.cli.flags import Parsed
 from caserver.errors import InvalidConfig
 from caserver.internode.keyring import decode_secret
@@ -209,3 +209,50 @@ def test_validate_judges_an_external_provider(tmp_path: Path, capsys: pytest.Cap
     )
     assert "ca_config.Token: is missing" in validated('address = "https://elsewhere"', home)
     assert 'v.hcl:7: connect.ca_config.adress: unknown key; did you mean "Address"?' in validated('adress = "x"', home)
+
+
+def test_a_piece_of_hcl_beats_files_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "n.hcl"
+    path.write_text('data_dir = "/d"\nconnect {\n  enabled = true\n  ca_config { leaf_cert_ttl = "24h" }\n}\n')
+    pieces = ["-hcl", 'log_level = "warn"', '-hcl=connect { ca_config { LeafCertTTL = "48h" } }']
+
+    parsed = COMMANDS["agent"].parse([f"-config-file={path}", "-log-level=debug", *pieces])
+    config = load(parsed, {})
+
+    assert (config.log_level, config.connect.enabled) == ("warn", True)
+    assert config.connect.ca_config == {"LeafCertTTL": "48h"}
+    assert main(["validate", "-hcl", "data_dir = [", str(path)], {}) == 1
+    assert "    -hcl:1:13: unexpected end of file" in capsys.readouterr().err
+
+
+def test_files_of_any_name_are_read_in_the_format_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "agent.conf"
+    path.write_text('data_dir = "/d"\n')
+
+    for given in (path, tmp_path):
+        assert load(COMMANDS["agent"].parse([f"-config-dir={given}", "-config-format=hcl"]), {}).data_dir == Path("/d")
+    assert main(["validate", "-config-format=json", str(path)], {}) == 1
+    assert main(["validate", "-config-format=yaml", str(path)], {}) == 1
+    out, err = capsys.readouterr()
+    assert "invalid JSON" in err
+    assert "-config-format must be either 'hcl' or 'json'" in err
+
+
+def test_a_start_script_of_consul_is_understood() -> None:
+    """The flags of ``consul agent`` 1.8, each with a value."""
+    valued = """advertise advertise-wan allow-write-http-from=10.0.0.0/8 alt-domain bind=10.0.0.1 bootstrap-expect=1
+        check_output_max_size client=127.0.0.1 data-dir datacenter default-query-time dns-port=-1 domain encrypt grpc-port
+        http-port=1 https-port=-1 log-file log-level=info log-rotate-bytes log-rotate-duration log-rotate-max-files
+        max-query-time node node-id node-meta pid-file primary-gateway protocol raft-protocol recursor
+        retry-interval retry-interval-wan retry-max retry-max-wan segment serf-lan-allowed-cidrs serf-lan-bind
+        serf-lan-port serf-wan-allowed-cidrs serf-wan-bind serf-wan-port server-port=2 ui-content-path ui-dir"""
+    switches = """bootstrap disable-host-node-id disable-keyring-file enable-local-script-checks enable-script-checks
+        log-json non-voting-server server syslog ui"""
+    words = [f"-{word}" if "=" in word else f"-{word}=x" for word in valued.split()]
+
+    config = load(COMMANDS["agent"].parse([*words, *(f"-{word}" for word in switches.split())]), {})
+
+    assert [str(each) for each in config.http.write_from] == ["10.0.0.0/8"]
+    assert config.warnings[-1].startswith("keys of Consul without a meaning here, ignored: ")
