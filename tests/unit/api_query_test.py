@@ -97,7 +97,7 @@ def test_a_write_has_nothing_to_be_fresh_or_to_wait_for(query: str) -> None:
 
 
 def test_freshness_is_judged_before_waiting() -> None:
-    with pytest.raises(InvalidQuery, match="^Cannot specify"):
+    with pytest.raises(InvalidQuery, match=r"^Cannot specify"):
         options("stale&consistent", Cache_Control="max-age=x")
     with pytest.raises(InvalidQuery, match="Cache-Control"):
         options("wait=x", Cache_Control="max-age=x")

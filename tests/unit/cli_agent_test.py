@@ -235,7 +235,7 @@ def test_files_of_any_name_are_read_in_the_format_that_is_told(
         assert load(COMMANDS["agent"].parse([f"-config-dir={given}", "-config-format=hcl"]), {}).data_dir == Path("/d")
     assert main(["validate", "-config-format=json", str(path)], {}) == 1
     assert main(["validate", "-config-format=yaml", str(path)], {}) == 1
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert "invalid JSON" in err
     assert "-config-format must be either 'hcl' or 'json'" in err
 
