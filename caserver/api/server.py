@@ -489,14 +489,12 @@ def _resolve(request: web.BaseRequest, path: str, query: str) -> tuple[Route, st
     """Find the route of a path that is not in the table as it stands, the way Go's ServeMux does."""
     if not path.startswith("/"):  # absolute form or "*"
         path = request.rel_url.raw_path or "/"
-    raw = unquote_to_bytes(path)
-    # Go's, and the filter that Consul has for what does not print; of a broken character it sees a mark that does.
-    if BROKEN_ESCAPE.search(path) or not raw.decode("utf-8", "replace").isprintable():
+    decoded = unquote_to_bytes(path).decode("utf-8", "surrogateescape")
+    if "\0" in decoded or BROKEN_ESCAPE.search(path):
         return Reply(status=status.BAD_REQUEST)
-    decoded = raw.decode("utf-8", "surrogateescape")
     cleaned = _clean(decoded)
     if cleaned != decoded:
-        return _moved(request.method, cleaned, query)
+        return _moved(request.method, cleaned, query) if _prints(path) else Reply(status=status.BAD_REQUEST)
     if decoded == "/":
         return _moved(request.method, "/ui/", query)
     if route := EXACT.get(decoded):
@@ -506,7 +504,13 @@ def _resolve(request: web.BaseRequest, path: str, query: str) -> tuple[Route, st
             return each, decoded[len(each.path) :]
         if decoded + "/" == each.path:
             return _moved(request.method, each.path, query)
-    return Reply(status=status.NOT_FOUND)
+    return Reply(status=status.NOT_FOUND if _prints(path) else status.BAD_REQUEST)
+
+
+def _prints(path: str) -> bool:
+    """What a filter of Consul asks of every path; names below a route are refused by who reads them, with a reason."""
+    # Of a broken character that filter sees the mark that stands for it, which prints.
+    return unquote_to_bytes(path).decode("utf-8", "replace").isprintable()
 
 
 def _clean(path: str) -> str:

@@ -27,9 +27,6 @@ _SERVICE_PATH = re.compile(r"/ns/([^/]+)/dc/([^/]+)/svc/([^/]+)")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _PATH_SAFE = "$&+,:;=@~"  # what Go's url.URL leaves bare in a path beside letters, digits and "-._"
-_FIRST_PRINTABLE = 0x20
-_DELETE = 0x7F
-_C1_END = 0xA0  # C1 controls lie between DEL and here
 
 
 def cluster_id_from(raw16: bytes) -> str:
@@ -65,10 +62,6 @@ def _escape(segment: str) -> str:
     return quote(segment, safe=_PATH_SAFE)
 
 
-def _has_control(text: str) -> bool:
-    return any(ord(char) < _FIRST_PRINTABLE or _DELETE <= ord(char) < _C1_END for char in text)
-
-
 def _unencodable(text: str) -> bool:
     try:
         text.encode()
@@ -80,8 +73,8 @@ def _unencodable(text: str) -> bool:
 def _service_fault(service: str) -> str | None:
     if _unencodable(service):
         return "is not UTF-8"
-    if _has_control(service):
-        return "holds a control character"
+    if not service.isprintable():  # control characters, and what hides or turns around the text about it
+        return "holds a character that does not print"
     if service in {".", ".."}:
         return f"is {service!r}, which paths give another meaning"
     if len(_escape(service)) > MAX_SERVICE_BYTES:
@@ -127,9 +120,7 @@ def parse_service_uri(uri: str) -> ServiceID:
 
 
 def _is_plain(uri: str) -> bool:
-    return (
-        uri.isascii() and not _has_control(uri) and not set(uri) & set(' ?#"<>\\^`{|}') and not _BAD_PERCENT.search(uri)
-    )
+    return uri.isascii() and uri.isprintable() and not set(uri) & set(' ?#"<>\\^`{|}') and not _BAD_PERCENT.search(uri)
 
 
 def _shown(uri: str) -> str:

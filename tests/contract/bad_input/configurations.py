@@ -184,7 +184,4 @@ def queries() -> Mapping[str, str]:
         "cas-stale": "cas=99999",
         "force-text": "force=maybe",
         "other-datacenter": "dc=dc2",
-        "stale-and-consistent": "stale&consistent",
-        "index-text": "index=x",
-        "wait-text": "wait=x",
     }
