@@ -122,6 +122,8 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "vault.preflight",
             "vault.provider",
             "vault.session",
+            "vault.tls_files",
+            "vault.transport",
             "vault.upkeep",
         },
         "client": {"", "client"},

@@ -46,6 +46,11 @@ class Endpoint:
     tls_server_name: str | None = None
     tls_skip_verify: bool = False
 
+    @property
+    def is_https(self) -> bool:
+        """Whether it is talked to through TLS."""
+        return self.address.startswith("https://")
+
 
 def resolve(wanted: VaultConfiguration, local: VaultLocal) -> Endpoint:
     """The server that ``wanted`` means on this node; InvalidConfig names everything that is missing or not allowed."""
@@ -167,7 +172,8 @@ class _Files:
             remedy = f"put it into {self._directory} on every server"
             self._faults.append(Fault(key, f'"{name}" does not exist on this node', remedy))
             return None
-        return found
+        # As it is named: where secrets are mounted as a whole, it leads to another file after every change.
+        return directory / name
 
 
 # The parameter that a file holds, by the parameter that names the file.

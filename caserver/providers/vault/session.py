@@ -1,6 +1,6 @@
 """Requests to one Vault server, and the token that they carry: the only user of hvac.
 
-Calls run in a bounded pool of threads, each with a time-out of its own and all under one deadline. What the server says is
+Calls run in a bounded pool of threads, and none holds one past its deadline, whatever the server does. What the server says is
 judged by status and by a fixed list of phrases: its bodies, tokens and anything that a network error quotes never reach a
 message. Redirects are not followed and the environment (proxies, netrc, VAULT_*) is not consulted.
 """
@@ -20,21 +20,20 @@ from typing import Any
 
 import hvac
 import requests
-import requests.adapters
 import structlog
 import urllib3
 
 from caserver.environment import Clock, Workers, within
 from caserver.errors import InvalidConfig, ProviderRefused, ProviderUnavailable
 from caserver.fields import Secret
-from caserver.pki.tls import backend_context
 from caserver.providers.vault.endpoint import Endpoint, token_problem
 from caserver.providers.vault.login import login_request
+from caserver.providers.vault.tls_files import Material, context_of, read_material, text_of
+from caserver.providers.vault.transport import ANSWER_MAX, Encoded, TooMuch, Transport, allowed
 
-CONNECT_TIMEOUT = 2.0  # seconds
 DEADLINE = 10.0  # seconds of one call, waiting for a thread included
 LOGIN_PAUSE = 5.0  # seconds between two logins, so that a missing permission does not become a storm of them
-_SLACK = 1.0  # seconds that a thread's own time-out may lie behind the caller's deadline
+_SLACK = 0.5  # seconds that a thread's own deadline lies behind the caller's, whose words are the better ones
 
 _log = structlog.get_logger(__name__)
 
@@ -132,6 +131,7 @@ class _Wire:
     """Open connections: one pool for all namespaces, and a client for each."""
 
     http: requests.Session
+    material: Material | None  # that its TLS was made of; None: it uses none
     clients: dict[str, Any] = field(default_factory=dict)
 
 
@@ -175,7 +175,7 @@ class VaultSession:
         InvalidConfig if this node's files cannot be used.
         """
         try:
-            return await within(self._clock, deadline, self._call(method, path, body, namespace, deadline))
+            return await within(self._clock, deadline, self._call(method, path, body, namespace, self._ends(deadline)))
         except TimeoutError:
             raise self._late(deadline) from None
 
@@ -188,7 +188,7 @@ class VaultSession:
         """
         outcomes: list[Answer | ProviderUnavailable] = [self._late(deadline) for _ in bodies]
         try:
-            work = self._post_all(path, bodies, self._namespace(namespace), deadline, outcomes)
+            work = self._post_all(path, bodies, self._namespace(namespace), self._ends(deadline), outcomes)
             await within(self._clock, deadline, work)
         except TimeoutError:
             pass  # what has come until now counts
@@ -215,9 +215,24 @@ class VaultSession:
         """Obtain a new token; ProviderRefused if the server does not give one."""
         async with self._login_lock:
             try:
-                await within(self._clock, DEADLINE, self._log_in(DEADLINE))
+                await within(self._clock, DEADLINE, self._log_in(self._ends(DEADLINE)))
             except TimeoutError:
                 raise self._late(DEADLINE) from None
+
+    async def refresh(self) -> None:
+        """Go on with what the files of the endpoint hold by now; InvalidConfig if that cannot be used, and nothing changes."""
+        async with self._opening:
+            wire = self._wire
+            if wire is None:
+                return
+            renewed = await self._workers.run(_renewed_wire, self.endpoint, self._pool_size, wire)
+            if renewed is None:
+                return
+            retired = wire if self._wire is wire else renewed  # it may have been closed in the meantime
+            if retired is wire:
+                self._wire = renewed
+                _log.info("the TLS files for Vault have changed and are in use", address=self.endpoint.address)
+            retired.http.close()  # what is under way there comes to its end
 
     def close(self) -> None:
         """Give the connections up."""
@@ -226,18 +241,18 @@ class VaultSession:
             wire.http.close()
 
     async def _call(
-        self, method: str, path: str, body: Mapping[str, Any] | None, namespace: str | None, deadline: float
+        self, method: str, path: str, body: Mapping[str, Any] | None, namespace: str | None, ends: float
     ) -> Answer:
         wire = await self._open()
         if self._token is None:
-            await self._renewed_token(None, deadline)
+            await self._renewed_token(None, ends)
         used = self._token
-        send = partial(self._send, wire, method, path, body, self._namespace(namespace), deadline)
+        send = partial(self._send, wire, method, path, body, self._namespace(namespace), ends)
         answer = await send(used)
-        if answer.denied and self.logs_in and await self._renewed_token(used, deadline):
+        if answer.denied and self.logs_in and await self._renewed_token(used, ends):
             answer = await send(self._token)
         if answer.failed:
-            raise self._unavailable(await self._health(wire, deadline) or "failed")
+            raise self._unavailable(await self._health(wire, ends) or "failed")
         return answer
 
     async def _post_all(
@@ -245,21 +260,20 @@ class VaultSession:
         path: str,
         bodies: Sequence[Mapping[str, Any]],
         namespace: str,
-        deadline: float,
+        ends: float,
         outcomes: list[Answer | ProviderUnavailable],
     ) -> None:
-        ends = self._clock.monotonic() + deadline
         wire = await self._open()
         if self._token is None:
-            await self._renewed_token(None, deadline)
+            await self._renewed_token(None, ends)
         used = self._token
         await self._lanes(wire, path, dict(enumerate(bodies)), namespace, ends, outcomes)
         refused = [at for at, each in enumerate(outcomes) if isinstance(each, Answer) and each.denied]
-        if refused and self.logs_in and await self._renewed_token(used, deadline):
+        if refused and self.logs_in and await self._renewed_token(used, ends):
             await self._lanes(wire, path, {at: bodies[at] for at in refused}, namespace, ends, outcomes)
         failed = [at for at, each in enumerate(outcomes) if isinstance(each, Answer) and each.failed]
         if failed:
-            words = await self._health(wire, deadline) or "failed"
+            words = await self._health(wire, ends) or "failed"
             for at in failed:
                 outcomes[at] = self._unavailable(words)
 
@@ -277,11 +291,10 @@ class VaultSession:
 
         def lane(share: Sequence[int]) -> None:
             for at in share:
-                left = ends - self._clock.monotonic()
-                if left <= 0:
+                if self._clock.monotonic() >= ends:
                     return
                 try:
-                    outcomes[at] = _exchange(client, "post", path, bodies[at], dict(headers), left)
+                    outcomes[at] = self._exchange(client, "post", path, bodies[at], dict(headers), ends)
                 except _Unreachable as exc:
                     outcomes[at] = self._unavailable(exc.words)
 
@@ -289,13 +302,16 @@ class VaultSession:
         shares = [share for first in range(self._pool_size) if (share := places[first :: self._pool_size])]
         await asyncio.gather(*(self._workers.run(lane, share) for share in shares))
 
+    def _ends(self, deadline: float) -> float:
+        return self._clock.monotonic() + deadline
+
     def _late(self, deadline: float) -> ProviderUnavailable:
         return self._unavailable(f"did not answer within {deadline:g} s")
 
     def _namespace(self, namespace: str | None) -> str:
         return self.endpoint.namespace if namespace is None else namespace
 
-    async def _renewed_token(self, refused: Secret | None, deadline: float) -> bool:
+    async def _renewed_token(self, refused: Secret | None, ends: float) -> bool:
         """Whether there is another token now than the one that was refused; logins come one at a time, not in storms."""
         async with self._login_lock:
             if self._token is not None and self._token != refused:
@@ -303,10 +319,10 @@ class VaultSession:
             last = self._logged_in_at
             if last is not None and self._clock.monotonic() - last < LOGIN_PAUSE:
                 return False
-            await self._log_in(deadline)
+            await self._log_in(ends)
             return self._token != refused
 
-    async def _log_in(self, deadline: float) -> None:
+    async def _log_in(self, ends: float) -> None:
         login, path = self.endpoint.login, self.endpoint.token_file
         if login is None:
             self._token = None if path is None else await self._workers.run(_token_in, path)
@@ -315,10 +331,10 @@ class VaultSession:
         self._logged_in_at = self._clock.monotonic()
         params = {key: secret.reveal() for key, secret in login.params}
         for key, path in login.files:
-            params[key] = (await self._workers.run(_text_of, path, f"AuthMethod.Params, the file of {key}")).strip()
+            params[key] = (await self._workers.run(text_of, path, f"AuthMethod.Params, the file of {key}")).strip()
         request = login_request(login, params)
         answer = await self._send(
-            await self._open(), "post", request.path, request.body, self.endpoint.namespace, deadline, None
+            await self._open(), "post", request.path, request.body, self.endpoint.namespace, ends, None
         )
         token = answer.auth.get("client_token")
         if not answer.ok or not isinstance(token, str) or token_problem(token) is not None:
@@ -348,20 +364,33 @@ class VaultSession:
         path: str,
         body: Mapping[str, Any] | None,
         namespace: str,
-        deadline: float,
+        ends: float,
         token: Secret | None,
     ) -> Answer:
         client = _client(wire, self.endpoint, namespace)
         # The token travels with the request and not with the client: it may be replaced while others are on their way.
-        exchange = partial(_exchange, client, method, path, body, _headers(token), deadline)
+        exchange = partial(self._exchange, client, method, path, body, _headers(token), ends)
         try:
             return await self._workers.run(exchange)
         except _Unreachable as exc:
             raise self._unavailable(exc.words) from None
 
-    async def _health(self, wire: _Wire, deadline: float) -> str | None:
+    def _exchange(
+        self,
+        client: Any,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        headers: dict[str, str],
+        ends: float,
+    ) -> Answer:
+        """One request, in a worker's thread, which is free again soon after ``ends`` whatever the server does."""
+        with allowed(self._clock, ends + _SLACK):
+            return _exchanged(client, method, path, body, headers)
+
+    async def _health(self, wire: _Wire, ends: float) -> str | None:
         """Why a server fails, in its own health check's terms."""
-        answer = await self._send(wire, "get", "sys/health", None, "", deadline, None)
+        answer = await self._send(wire, "get", "sys/health", None, "", ends, None)
         return _HEALTH.get(answer.status)
 
     def _unavailable(self, words: str) -> ProviderUnavailable:
@@ -387,21 +416,23 @@ def _headers(token: Secret | None) -> dict[str, str]:
     return {} if token is None else {"X-Vault-Token": token.reveal()}
 
 
-def _exchange(
-    client: Any, method: str, path: str, body: Mapping[str, Any] | None, headers: dict[str, str], deadline: float
-) -> Answer:
-    """One request, in a worker's thread."""
-    timeout = (min(CONNECT_TIMEOUT, deadline), deadline + _SLACK)
+def _exchanged(client: Any, method: str, path: str, body: Mapping[str, Any] | None, headers: dict[str, str]) -> Answer:
     try:
-        response = client.adapter.request(
-            method, f"/v1/{path}", headers=headers, json=body, timeout=timeout, raise_exception=False
-        )
+        response = client.adapter.request(method, f"/v1/{path}", headers=headers, json=body, raise_exception=False)
         return _judge(response)
     except requests.RequestException as exc:
         # Never its own text: that of a bad header quotes the token, that of a bad URL its credentials.
         raise _Unreachable(_network_words(exc)) from None
     except (urllib3.exceptions.HTTPError, UnicodeError, RecursionError):
         raise _Unreachable("broke off in the middle of an answer, or does not speak HTTP") from None
+    except TooMuch:
+        raise _Unreachable(
+            f"sends more than {ANSWER_MAX >> 20} MiB for an answer, which is no answer of Vault"
+        ) from None
+    except Encoded:
+        raise _Unreachable(
+            "or a proxy before it compresses what it was asked to send as it is: turn that off there"
+        ) from None
 
 
 def _judge(response: requests.Response) -> Answer:
@@ -457,6 +488,7 @@ def _network_words(error: BaseException) -> str:
             return f"cannot be talked to through TLS ({seen.reason or 'handshake failed'})"
         if isinstance(seen, socket.gaierror):
             return "cannot be found: its name does not resolve"
+        timed_out = timed_out or isinstance(seen, TimeoutError)
         if isinstance(seen, OSError) and seen.strerror and not isinstance(seen, requests.RequestException):
             return f"cannot be reached: {seen.strerror}"
         seen = _beneath(seen)
@@ -472,37 +504,31 @@ def _beneath(error: BaseException) -> BaseException | None:
     return nested or error.__cause__ or error.__context__
 
 
-class _Transport(requests.adapters.HTTPAdapter):
-    """Connections with a TLS context of our own, where requests would load its own bundle into it."""
-
-    def __init__(self, pool_size: int, context: ssl.SSLContext | None, server_name: str | None) -> None:
-        self._tls: dict[str, Any] = {} if context is None else {"ssl_context": context}
-        if context is not None and server_name is not None:
-            self._tls["server_hostname"] = server_name
-        super().__init__(pool_connections=1, pool_maxsize=pool_size, max_retries=0, pool_block=True)
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:  # noqa: FBT001, FBT002  the signature is that of requests
-        super().init_poolmanager(connections, maxsize, block=block, **pool_kwargs, **self._tls)
-
-    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Leave the context as it was made: requests would add its bundle of public CAs to it."""
-        if not verify:
-            conn.cert_reqs = "CERT_NONE"
-
-
 def _open_wire(endpoint: Endpoint, pool_size: int) -> _Wire:
     """The connection pool; reads the files that the endpoint names."""
-    context = _context(endpoint) if endpoint.address.startswith("https://") else None
+    if endpoint.tls_skip_verify and endpoint.is_https:
+        _log.warning("the certificate of Vault is not verified, anybody may answer for it", address=endpoint.address)
+    return _wire_of(endpoint, pool_size, read_material(endpoint) if endpoint.is_https else None)
+
+
+def _wire_of(endpoint: Endpoint, pool_size: int, material: Material | None) -> _Wire:
+    context = None if material is None else context_of(material, verify=not endpoint.tls_skip_verify)
     http = requests.Session()
     http.trust_env = False
     http.verify = not endpoint.tls_skip_verify
-    transport = _Transport(pool_size, context, endpoint.tls_server_name)
+    transport = Transport(pool_size, context, endpoint.tls_server_name)
     for prefix in ("https://", "http://"):
         http.mount(prefix, transport)
-    if endpoint.tls_skip_verify and context is not None:
+    if endpoint.tls_skip_verify:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        _log.warning("the certificate of Vault is not verified, anybody may answer for it", address=endpoint.address)
-    return _Wire(http)
+    return _Wire(http, material)
+
+
+def _renewed_wire(endpoint: Endpoint, pool_size: int, wire: _Wire) -> _Wire | None:
+    """Another connection pool if the endpoint's files hold something else now."""
+    if wire.material is None or (material := read_material(endpoint)) == wire.material:
+        return None
+    return _wire_of(endpoint, pool_size, material)
 
 
 def _client(wire: _Wire, endpoint: Endpoint, namespace: str) -> Any:
@@ -522,44 +548,9 @@ def _client(wire: _Wire, endpoint: Endpoint, namespace: str) -> Any:
     return client
 
 
-def _context(endpoint: Endpoint) -> ssl.SSLContext:
-    authorities = [endpoint.ca_cert] if endpoint.ca_cert else []
-    if endpoint.ca_file is not None:
-        authorities.append(_text_of(endpoint.ca_file, "CAFile"))
-    if endpoint.ca_path is not None:
-        authorities += [_text_of(path, "CAPath") for path in _files_in(endpoint.ca_path)]
-    certificate = None if endpoint.cert_file is None else _text_of(endpoint.cert_file, "CertFile")
-    key = None if endpoint.key_file is None else Secret(_text_of(endpoint.key_file, "KeyFile"))
-    try:
-        return backend_context(
-            ca_pems=authorities, cert_chain_pem=certificate, key_pem=key, verify=not endpoint.tls_skip_verify
-        )
-    except (ssl.SSLError, ValueError):
-        raise InvalidConfig(
-            "error configuring provider: the TLS files for Vault cannot be used\n"
-            "CAFile, CAPath, CACert, CertFile, KeyFile: one holds no PEM, or key and certificate do not belong together"
-        ) from None
-
-
-def _files_in(directory: Path) -> list[Path]:
-    try:
-        return sorted(path for path in directory.iterdir() if path.is_file())
-    except OSError as exc:
-        raise InvalidConfig(f"CAPath: {directory} cannot be read ({exc.strerror})") from exc
-
-
 def _token_in(path: Path) -> Secret:
-    token = _text_of(path, "TokenFile").strip()
+    token = text_of(path, "TokenFile").strip()
     problem = token_problem(token)
     if problem is not None:
         raise InvalidConfig(f"TokenFile: the token in {path} {problem}; write the token alone into it")
     return Secret(token)
-
-
-def _text_of(path: Path, key: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as exc:
-        raise InvalidConfig(f"{key}: {path} cannot be read ({exc.strerror})") from exc
-    except UnicodeDecodeError:
-        raise InvalidConfig(f"{key}: {path} is not text") from None

@@ -49,6 +49,7 @@ class Upkeep:
 
     async def tend(self, now: datetime) -> Tended:
         """One round: troubles, when to come again, and when the token ends."""
+        files = await self._file_troubles()
         try:
             troubles = await self._token(now)
             if not troubles or troubles[0][0] != "VaultTokenRejected":
@@ -59,6 +60,7 @@ class Upkeep:
             troubles = [("VaultMisconfigured", exc.detail)]
         except CaserverError as exc:
             troubles = [("VaultRefused", exc.detail)]
+        troubles = [*files, *troubles]
         lease = self._session.lease
         expires = self._expires(lease, now)
         return Tended(
@@ -67,6 +69,15 @@ class Upkeep:
             token_expires_at=expires,
             signer_lost=any(code == "VaultIssuerMissing" for code, _ in troubles),
         )
+
+    async def _file_troubles(self) -> list[Trouble]:
+        """Take over files that were exchanged; what cannot be used is told, and what was there before stays in use."""
+        try:
+            await self._session.refresh()
+        except InvalidConfig as exc:
+            fault = exc.detail.rpartition("\n")[2]
+            return [("VaultFilesRejected", f"files for Vault have changed and are not used, the former are: {fault}")]
+        return []
 
     async def _token(self, now: datetime) -> list[Trouble]:
         """Look at the token, prolong it or log in again when two thirds of its life are over."""
