@@ -71,6 +71,7 @@ def simulate_all(options: argparse.Namespace) -> int:
             print(f"seed {seed} does not replay: its two traces differ")
             return 1
         if report.violation:
+            print(report.traceback, end="")
             print(f"repeat with: {report.command}")
             return 1
     print(f"{len(options.seed)} seeds, {virtual:.0f} virtual seconds in {time.monotonic() - began:.1f}")

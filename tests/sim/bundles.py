@@ -1,8 +1,9 @@
 """Which trust bundles are in use, and whether every leaf that is alive verifies under each of them.
 
 A client may hold any list of roots that was ever in force, as long as the root that was active then is still listed, and
-no more rotations ago than a chain has room for (the product warns of the others): until then everything that is signed
-later must reach it. And no list may come into force that leaves a living leaf out.
+no more rotations ago than a chain has room for (the product warns of the others), nor before one that its operator wanted
+without cross-signing: until then everything that is signed later must reach it. And no list may come into force that leaves
+a living leaf out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from caserver.pki.chain import HOPS_MAX, verify_chain
 from caserver.requests import IssuedLeaf
 from caserver.state.model import CAState
 
-_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?")
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,9 @@ class Bundles:
             self._restored = state.restored_index
             self._bundles, self._leaves = {}, []
             self._activated.clear()
+        if self._rotated_alone(state, active.id):
+            self._bundles = {}
+            self._activated.clear()
         self._roots_index = state.roots_index
         self._listed = tuple(root.id for root in state.roots)
         for leaf in self._leaves:
@@ -66,6 +70,12 @@ class Bundles:
         for leaf in self._leaves:
             self._check(leaf, bundle, max(leaf.not_before, min(latest, leaf.not_after)))
 
+    def _rotated_alone(self, state: CAState, active: str) -> bool:
+        """Whether the active root is new and was not to be signed by the former one."""
+        rotated = bool(self._activated) and self._activated[-1] != active
+        configuration = state.configuration
+        return rotated and configuration is not None and configuration.stored.force_without_cross_signing
+
     def issued(self, leaf: IssuedLeaf) -> None:
         """A leaf was handed out."""
         if leaf.index <= self._restored:
@@ -75,7 +85,7 @@ class Bundles:
             self._check(leaf, bundle, leaf.not_before + 60)
 
     def _check(self, leaf: IssuedLeaf, bundle: _Bundle, at: int) -> None:
-        own, *travelling = _CERTIFICATE.findall(leaf.chain_pem)
+        own, *travelling = CERTIFICATE.findall(leaf.chain_pem)
         # What lies above a leaf is the same for all leaves of one issuer: its own signature is checked once.
         way = (leaf.root_id, tuple(travelling), bundle)
         if leaf.serial in self._seen and way in self._ways:

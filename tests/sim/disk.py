@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import cast
 
 from caserver.raft.data_dir import MARKER_FILE, Marker
 from caserver.raft.journal import _MAGIC, JOURNAL_FILE, Entry, _Contents, _record_at
@@ -47,9 +48,9 @@ class Durable:
 
     def journal(self, content: bytearray, durable: int) -> None:
         """The journal grew on the platter."""
-        fresh, start = bytes(content[:durable]), self._read_to
-        while start < durable and (record := _record_at(fresh, start)) is not None:
-            self.contents.replay(record)
+        start, whole = self._read_to, cast("bytes", content)  # which is only read, and grows too long to be copied
+        while start < durable and (record := _record_at(whole, start)) is not None and record.end <= durable:
+            self.contents.replay(replace(record, body=bytes(record.body)))
             start = record.end
         self._read_to = start
 

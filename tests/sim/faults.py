@@ -11,6 +11,7 @@ from caserver.raft.guard import Standing
 from tests.sim.disk import Death
 from tests.sim.network import LATE_SECONDS
 from tests.sim.node import TIMING, Life, Node, Setting
+from tests.sim.operators import Operators
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Faults:
     nodes: dict[str, Node]
     chance: random.Random
     skewed: bool  # whether wall clocks go wrong in this run
+    rolling: bool  # whether the cluster secret is changed in this run
     clocks_set: int = 0
     slept: float = 0.0  # seconds that passed for all wall clocks at once
     _outside: Context = field(default_factory=copy_context)  # of no process
@@ -46,9 +48,14 @@ class Faults:
             (self.wipe, 4),
             (self.wall_clock, 4 if self.skewed else 0),
             (self.hours_pass, 3 if self.skewed else 0),
+            (self.operators.recover, 2),
+            (self.operators.roll, 10 if self.rolling else 0),
         )
         (kind,) = self.chance.choices([each for each, _ in kinds], weights=[weight for _, weight in kinds])
         kind()
+
+    def __post_init__(self) -> None:
+        self.operators = Operators(self.setting, self.nodes, self.chance, self._note)
 
     # -- choices
 
@@ -323,6 +330,10 @@ class Faults:
 
     def start_all(self) -> bool:
         """Start what is down; whether all run as members."""
+        for life in self.lives:
+            # Of a later generation, the others do not even tell it that it is known to them: its log does.
+            if life.node.platter.lost and life.engine.standing is Standing.EMPTY:
+                life.die(Death.KILLED)
         for node in self.down:
             node.start(rejoin=node.platter.lost)
         return len(self.lives) == len(self.nodes) and all(

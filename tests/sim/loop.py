@@ -47,6 +47,10 @@ class Observer(Protocol):
         """A callback of ``owner`` has run."""
         ...
 
+    def ended(self, task: SimTask) -> None:
+        """A task has ended, before anybody hears of it."""
+        ...
+
 
 class _Numbered:
     _number: int
@@ -59,10 +63,11 @@ class _Numbered:
 
 
 class SimFuture(_Numbered, asyncio.Future):  # type: ignore[type-arg]
-    """A future that hashes by number."""
+    """A future that hashes by number and knows who made it."""
 
     def __init__(self, *, loop: VirtualLoop) -> None:
         self._number = loop.next_number()
+        self.owner = OWNER.get()
         super().__init__(loop=loop)
 
 
@@ -73,7 +78,7 @@ class SimTask(_Numbered, asyncio.Task):  # type: ignore[type-arg]
         self._number = loop.next_number()
         super().__init__(coro, loop=loop, **options)
         context: Context | None = options.get("context")
-        owner = OWNER.get() if context is None else context.get(OWNER)
+        self.owner = owner = OWNER.get() if context is None else context.get(OWNER)
         if owner is None:
             return
         if len(owner.tasks) > _TASKS_SWEPT:
@@ -83,9 +88,15 @@ class SimTask(_Numbered, asyncio.Task):  # type: ignore[type-arg]
         if not owner.alive:
             self.cancel()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What a task that has ended raised; to look does not count as having been told."""
+        return self._exception
+
 
 class _Handle(asyncio.Handle):
     _loop: VirtualLoop
+    _callback: Callable[..., object] | None
     _context: Context
 
     def _run(self) -> None:
@@ -96,6 +107,7 @@ class _Handle(asyncio.Handle):
 
 class _TimerHandle(asyncio.TimerHandle):
     _loop: VirtualLoop
+    _callback: Callable[..., object] | None
     _context: Context
     _scheduled: bool
 
@@ -165,6 +177,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
             if not owner.countdown:
                 owner.then()
         if self.observer is not None:
+            task = getattr(handle._callback, "__self__", None)
+            if type(task) is SimTask and task.done():
+                self.observer.ended(task)
             self.observer.after(owner)
 
     def go_on(self, process: Process) -> None:

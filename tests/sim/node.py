@@ -8,40 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
-from caserver.acl import permission_of
 from caserver.authority.authority import Authority
-from caserver.authority.gate import admit
+from caserver.authority.operations import Operations
 from caserver.authority.ports import Log, Providers
 from caserver.backup import Backups
 from caserver.config.acl_settings import ACLSettings
-from caserver.environment import InlineWorkers
 from caserver.errors import CaserverError, Corrupt
 from caserver.forwarding.leader import Leader
 from caserver.internode.keyring import Keyring
 from caserver.leaf_cache import LeafCache
 from caserver.node_gate import NodeGate
+from caserver.pki.chain import verify_chain
+from caserver.pki.proof import Cell, prove
 from caserver.providers.builtin import builtin_kind
 from caserver.raft.data_dir import DataDir
 from caserver.raft.engine import Engine
 from caserver.raft.guard import Timing
 from caserver.raft.journal import Journal
-from caserver.raft.ports import Committed, Message, NotCommitted, Outcome
+from caserver.raft.ports import Committed, Message, NotCommitted, Outcome, Seals
 from caserver.raft.replicated_log import ReplicatedLog
+from caserver.raft.status import RaftStatus
+from caserver.raft.stored_keys import LOOK_EVERY, StoredKeys
 from caserver.raft.thread import _ClusterBinder
 from caserver.requests import (
     Answer,
     Caller,
-    ChangeConfiguration,
     LeavesSigned,
-    ReadIndex,
     Request,
-    RestoreRequest,
-    SignLeaves,
     decode_request,
     encode_answer,
 )
@@ -49,14 +48,19 @@ from caserver.state.commands import Command, IssueLeaves, Result
 from caserver.state.configuration import parse_bootstrap
 from caserver.state.machine import CAStateMachine
 from caserver.state.model import CAState
+from caserver.state.sealing import erases, keys_in_command, keys_in_state
+from tests.sim.bundles import CERTIFICATE
 from tests.sim.disk import Crash, Death, Platter, SimDisk
 from tests.sim.loop import Process, VirtualLoop
+from tests.sim.mishaps import named, traced
 from tests.sim.network import SimHop, SimNetwork, Wires
+from tests.sim.server import SimServer
 from tests.sim.witness import Witness
 from tests.testkit.access import OFF, access
-from tests.testkit.external import FakeVault
 from tests.testkit.fakes import SeededEntropy
 
+T = TypeVar("T")
+HANDSHAKES = 0.1  # share of proofs that are made by real handshakes
 EPOCH = datetime(2026, 3, 1, 12, tzinfo=UTC)  # when every simulation begins
 DATACENTER = "dc1"
 SECRET = bytes(range(32))
@@ -80,6 +84,38 @@ class SimClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+class SimWorkers:
+    """Satisfies ``environment.Workers``: threads do what they are given a little later, while the loop goes on.
+
+    Handshakes are most of what a simulated rotation costs, and OpenSSL has the second word in them: the first is that of
+    ``verify_chain``, by which the witness judges every leaf. So most of them are left out.
+    """
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        await asyncio.sleep(self._lag())
+        shorter: Any = _first_word if function == prove and self._chance.random() > HANDSHAKES else function
+        result: T = shorter(*args)
+        await asyncio.sleep(self._lag())
+        return result
+
+    def _lag(self) -> float:
+        return self._chance.choice((0.0, self._chance.uniform(0.0, 0.002), self._chance.uniform(0.0, 0.05)))
+
+
+def _first_word(cells: Iterable[Cell], at: datetime) -> list[str]:
+    """What ``prove`` says without handshakes."""
+    found = []
+    for cell in cells:
+        certificates = CERTIFICATE.findall(cell.endpoint.chain_pem)
+        reason = verify_chain(certificates[0], certificates[1:], cell.bundle, at)
+        if reason is not None:
+            found.append(f"{cell.name}: {reason}")
+    return found
 
 
 class SimEngine(Engine):
@@ -118,6 +154,19 @@ class SimLog(ReplicatedLog[Command, CAState, Result]):
         return outcome
 
 
+class SimRaft:
+    """Satisfies ``authority.ports.Raft``: what ``RaftThread`` carries across its loops is here on the same one."""
+
+    def __init__(self, log: SimLog) -> None:
+        self._log = log
+
+    async def status(self, *, restart: bool = False) -> RaftStatus:
+        return self._log.status(restart=restart)
+
+    async def transfer_leadership(self, to: str | None = None, *, deadline: float = 5.0) -> bool:
+        return await self._log.transfer_leadership(to, deadline=deadline)
+
+
 class SimLeader(Leader):
     """Tells the witness which leaves came back."""
 
@@ -138,6 +187,7 @@ class Parts:
     machine: Callable[[], CAStateMachine] = CAStateMachine
     tinker: Callable[[Engine], None] = lambda _: None  # called with every new engine
     log_of_authority: Callable[[SimLog], Log] = lambda log: log
+    tamper: Callable[[Life], None] = lambda _: None  # called with every new life, as a part of its process
     acl: ACLSettings = OFF  # its management token is the one that clients show
 
 
@@ -154,7 +204,7 @@ class Setting:
     snapshot_every: int
     parts: Parts
     note: Callable[[str], None]
-    server: FakeVault  # of the external provider; it outlives every process
+    server: SimServer  # of the external provider; it outlives every process
 
 
 class Node:
@@ -167,6 +217,7 @@ class Node:
         self.life: Life | None = None
         self.lives = 0
         self.unfit: str | None = None  # why a process of this node refused to run
+        self.secrets: tuple[bytes, ...] = (SECRET,)  # of the cluster, as this node's configuration lists them
 
     def start(self, *, rejoin: bool = False, crash_in: int | None = None) -> Life | None:
         """Run a process on what the disk holds; None if it died, or refused (``unfit``), while it started."""
@@ -219,7 +270,8 @@ class Life:
         entropy = SeededEntropy(hash_of(setting.seed, self.name, self.number))
         others = [name for name in setting.names if name != self.name]
         data = setting.parts.data_dir.open(self.disk, node=self.name, names=setting.names, rejoin=rejoin)
-        log = self.log = SimLog(self.machine, clock=clock, workers=InlineWorkers())
+        self.workers = SimWorkers(random.Random(hash_of(setting.seed, self.name, self.number, "workers")))
+        log = self.log = SimLog(self.machine, clock=clock, workers=self.workers)
         log.life = self
         log.failed.add_done_callback(self._failed)
         membership = data.membership()
@@ -247,24 +299,44 @@ class Life:
             entropy=entropy,
             timing=TIMING,
             rejoin=data.rejoining,
+            origin=data.origin,
             snapshot_every=setting.snapshot_every,
+            seals=keys_in_state,
+            erased=erases,
         )
         setting.parts.tinker(self.engine)
+        keyring = self.keyring = _keyring(self.node.secrets)
+        stored = StoredKeys(
+            self.engine,
+            self.journal,
+            self.machine,
+            keyring=keyring,
+            seals=Seals(keys_in_command, keys_in_state, erases),
+        )
+        stored.require_held()
+        stored.look()
         streams: Any = self.network
         binder = _ClusterBinder(data, membership, streams, lambda: self.machine.state.founding_id)
         self.witness.born(self)
         log.start(self.engine, self.network, before_change=binder.bind)
         setting.wires.endpoints[self.name] = self
         self.network.start()
-        self._start_authority(entropy)
+        self._supervise("keys", self._watch_keys(stored))
+        self._start_authority(entropy, keyring)
+        setting.parts.tamper(self)
 
-    def _start_authority(self, entropy: SeededEntropy) -> None:
-        setting, clock, workers = self.setting, self.node.clock, InlineWorkers()
+    async def _watch_keys(self, stored: StoredKeys[CAState]) -> None:
+        """As ``RaftThread._watch``."""
+        while True:
+            if stored.look():
+                self.log.compact()
+            await self.node.clock.sleep(LOOK_EVERY)
+
+    def _start_authority(self, entropy: SeededEntropy, keyring: Keyring) -> None:
+        setting, clock, workers = self.setting, self.node.clock, self.workers
         log = setting.parts.log_of_authority(self.log)
-        keyring = Keyring([SECRET])
         own = access(log, keyring=keyring, clock=clock, entropy=entropy, settings=setting.parts.acl)
-        self.gate = own.gate
-        self.authority = Authority(
+        authority = Authority(
             log,
             providers=Providers({"consul": builtin_kind(clock, entropy, workers), "vault": setting.server.kind()}),
             keyring=keyring,
@@ -276,8 +348,12 @@ class Life:
             gate=own.gate,
             tokens=own.tokens,
         )
+        raft = SimRaft(self.log)
+        self.operations = Operations(
+            log, raft=raft, authority=authority.execute, gate=own.gate, tokens=own.tokens, clock=clock
+        )
         hop = SimHop(self.name, self.process, setting.wires)
-        self.leader = SimLeader(log, execute=self.execute, hop=hop, clock=clock, entropy=entropy)
+        self.leader = SimLeader(log, execute=self.operations.execute, hop=hop, clock=clock, entropy=entropy)
         self.leader.life = self
         self.leaf_cache = LeafCache(
             log,
@@ -287,6 +363,7 @@ class Life:
             entropy=entropy,
             datacenter=DATACENTER,
             max_entries=100,
+            clock_fault=authority.clock_fault,
         )
         self.backups = Backups(
             log,
@@ -299,22 +376,26 @@ class Life:
             scratch=None,
             piece=PIECE,
         )
-        for work in (self.authority.run, self.leaf_cache.run):
-            setting.loop.create_task(work())
+        self._supervise("authority", authority.run())
+        self._supervise("leaf cache", self.leaf_cache.run())
+        self._supervise("clock watch", authority.watch_clock(raft.transfer_leadership))
+
+    def _supervise(self, part: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run what never ends while the process lives; the agent would stop if it did."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if self.alive:
+                exc = None if task.cancelled() else task.exception()
+                how = "by itself" if exc is None else named(exc)
+                self.witness.fail(f"the {part} of {self.name} ended: {how}", "" if exc is None else traced(exc))
+
+        self.setting.loop.create_task(work).add_done_callback(ended)
 
     def _receive(self, peer: str, message: Message) -> None:
         before = self.witness.hears(self, peer, message)
         self.log.receive(peer, message)
         if self.alive:
             self.witness.heard(self, peer, message, before)
-
-    async def execute(self, caller: Caller, request: Request) -> Answer:
-        """What the authority of this node answers."""
-        if not isinstance(request, SignLeaves | ChangeConfiguration | ReadIndex | RestoreRequest):
-            raise TypeError(f"no client of the simulation asks for {type(request).__name__}")
-        if self.log.leadership.is_leader:  # others refuse as such, as ``Operations`` does
-            admit(self.gate, caller, permission_of(request), operation=type(request).__name__)
-        return await self.authority.execute(caller, request)
 
     def caller(self, request_id: str = "") -> Caller:
         """A client of this node."""
@@ -324,7 +405,9 @@ class Life:
         """What the internal channel does with a frame of ``peer``."""
         try:
             caller, wanted = decode_request(frame)
-            answer: Answer | CaserverError = await self.execute(replace(caller, source=f"{peer} sim"), wanted)
+            answer: Answer | CaserverError = await self.operations.execute(
+                replace(caller, source=f"{peer} sim"), wanted
+            )
         except CaserverError as exc:
             answer = exc
         return encode_answer(answer)
@@ -369,6 +452,12 @@ class Life:
         for reply in tuple(self.replies):
             if not reply.done():
                 reply.set_exception(ConnectionResetError("the node died"))
+
+
+@cache
+def _keyring(secrets: tuple[bytes, ...]) -> Keyring:
+    """Deriving keys takes a while, and the same secrets yield the same ones."""
+    return Keyring(secrets)
 
 
 def hash_of(*parts: object) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,16 @@ from caserver.raft.data_dir import DataDir
 from caserver.raft.engine import Engine
 from caserver.raft.journal import Journal
 from caserver.raft.ports import Committed, Leadership, Message, Outcome
+from caserver.requests import Answer, Caller, Request, SignLeaves
 from caserver.state.apply import apply
 from caserver.state.codec import encode_state
 from caserver.state.commands import Command, IssueLeaves, Result
 from caserver.state.machine import CAStateMachine
 from caserver.state.model import CAState
-from tests.sim.node import Parts, SimLog
+from tests.sim.node import Life, Parts, SimLog
+
+TRIPPED = "planted"  # what a defect says
+THIRD = 3
 
 
 class _VotesUnsynced(Journal):
@@ -135,6 +140,72 @@ def _signing_early(log: SimLog) -> Log:
     return _SignsEarly(log)
 
 
+class _TripsOverBookings(_SignsEarly):
+    """Raises what nobody expects of it at its third booking; whoever asked is told, and goes on."""
+
+    def __init__(self, log: SimLog) -> None:
+        super().__init__(log)
+        self._booked = 0
+
+    async def propose(self, command: Command, *, deadline: float = 5.0) -> Outcome[Result]:
+        self._booked += isinstance(command, IssueLeaves)
+        if self._booked == THIRD:
+            raise LookupError(TRIPPED)
+        return await self._log.propose(command, deadline=deadline)
+
+
+def _tripping_over_bookings(log: SimLog) -> Log:
+    return _TripsOverBookings(log)
+
+
+async def _trip() -> None:
+    raise LookupError(TRIPPED)
+
+
+def _trip_at_once() -> None:
+    raise LookupError(TRIPPED)
+
+
+def _in_an_answer(life: Life) -> None:
+    async def leaf(*_: object, **__: object) -> None:
+        await _trip()
+
+    life.leaf_cache.leaf = leaf  # type: ignore[assignment]
+
+
+def _behind_the_hop(life: Life) -> None:
+    execute = life.operations.execute
+
+    async def trip(caller: Caller, request: Request) -> Answer:
+        if isinstance(request, SignLeaves):
+            await _trip()
+        return await execute(caller, request)
+
+    life.operations.execute = trip  # type: ignore[method-assign]
+
+
+def _in_a_task_that_nobody_awaits(life: Life) -> None:
+    life.setting.loop.call_later(1.0, lambda: life.setting.loop.create_task(_trip()))
+
+
+def _in_a_task_whose_end_is_passed_over(life: Life) -> None:
+    async def pass_over() -> None:
+        await asyncio.gather(_trip(), return_exceptions=True)
+
+    life.setting.loop.call_later(1.0, lambda: life.setting.loop.create_task(pass_over()))
+
+
+def _in_a_callback(life: Life) -> None:
+    life.setting.loop.call_later(1.0, _trip_at_once)
+
+
+def _in_a_part_that_never_ends(life: Life) -> None:
+    async def end() -> None:
+        await asyncio.sleep(1.0)
+
+    life._supervise("part", end())
+
+
 PLANTED: dict[str, Parts] = {
     "a journal that forgets to sync before a vote": _with_journal(_VotesUnsynced),
     "a journal that deletes where pysyncobj says so": _with_journal(_DeletesAsStock),
@@ -144,3 +215,13 @@ PLANTED: dict[str, Parts] = {
     "a leader that counts answers of an earlier term": Parts(tinker=_counts_stale_answers),
     "a candidate that counts a vote twice": Parts(tinker=_counts_votes_twice),
 }
+
+DEFECTS: dict[str, Parts] = {
+    "in what a client is told": Parts(tamper=_in_an_answer),
+    "behind the hop to the leader": Parts(tamper=_behind_the_hop),
+    "in a task that nobody awaits": Parts(tamper=_in_a_task_that_nobody_awaits),
+    "in a task whose end is passed over": Parts(tamper=_in_a_task_whose_end_is_passed_over),
+    "in a callback": Parts(tamper=_in_a_callback),
+    "where it is logged and outlived": Parts(log_of_authority=_tripping_over_bookings),
+}
+ENDS = Parts(tamper=_in_a_part_that_never_ends)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.planted import PLANTED
+from tests.sim.planted import DEFECTS, ENDS, PLANTED
 from tests.sim.world import Report, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +63,22 @@ def test_a_failing_seed_fails_alike_every_time():
 
     assert first.violation
     assert (first.violation, first.step, first.trace) == (second.violation, second.step, second.trace)
+
+
+@pytest.mark.parametrize("place", DEFECTS)
+def test_an_exception_that_nobody_foresaw_fails_the_run_wherever_it_appears(place: str):
+    first, second = (simulate(1, steps=20, parts=DEFECTS[place]) for _ in range(2))
+
+    assert first.violation is not None
+    assert "LookupError: planted" in first.violation
+    assert 'planted.py", line' in first.traceback
+    assert (first.violation, first.traceback, first.trace) == (second.violation, second.traceback, second.trace)
+
+
+def test_a_part_of_the_agent_that_ends_by_itself_fails_the_run():
+    report = simulate(1, steps=20, parts=ENDS)
+
+    assert report.violation == "the part of n1 ended: by itself"
 
 
 def test_the_script_repeats_what_a_test_saw(tmp_path: Path):

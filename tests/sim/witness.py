@@ -19,6 +19,7 @@ from caserver.errors import Corrupt
 from caserver.raft.ports import Message
 from caserver.raft.seam import COMMAND
 from caserver.requests import IssuedLeaf, LeavesSigned
+from caserver.state.apply import apply
 from caserver.state.codec import decode_command, encode_state
 from caserver.state.commands import (
     ActivateRoot,
@@ -31,9 +32,10 @@ from caserver.state.commands import (
 )
 from caserver.state.model import CAState
 from tests.sim.bundles import Bundles
+from tests.sim.mishaps import Mishaps
 
 if TYPE_CHECKING:
-    from tests.sim.loop import Process, VirtualLoop
+    from tests.sim.loop import Process, SimTask, VirtualLoop
     from tests.sim.node import Life, Node
 
 DELIVERED_WITHIN = 5.0  # seconds from the proposal of a leaf to its receipt
@@ -42,6 +44,10 @@ _COMPARE_EVERY = 16  # entries between two comparisons of whole states
 
 class Violation(AssertionError):
     """An invariant was broken."""
+
+    def __init__(self, what: str, traceback: str) -> None:
+        super().__init__(what)
+        self.traceback = traceback  # of the exception that broke it, if one did
 
 
 @dataclass(slots=True)
@@ -72,7 +78,8 @@ class Witness:
 
     def __init__(self, loop: VirtualLoop, nodes: dict[str, Node], *, note: Callable[[str], None]) -> None:
         self._loop, self._nodes, self._note = loop, nodes, note
-        self.violation: str | None = None
+        self.violation: Violation | None = None
+        self.mishaps = Mishaps(self.fail)
         self._views: dict[Life, _View] = {}
         self._by_process: dict[Process, Life] = {}
         self._entries: dict[tuple[int, int], tuple[bytes, int]] = {}  # (index, term) -> command, term before it
@@ -95,11 +102,11 @@ class Witness:
         self.bundles = Bundles(self.fail)
         self.counts: dict[str, int] = {}
 
-    def fail(self, what: str) -> None:
+    def fail(self, what: str, traceback: str = "") -> None:
         """Note a breach; raised at the next step, outside of the product's own exception handling."""
         if self.violation is None:
-            self.violation = what
-            self._note(f"VIOLATION {what}")
+            self.violation = Violation(what, traceback)
+            self._note(f"VIOLATION {what}\n{traceback}")
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -133,7 +140,11 @@ class Witness:
         if life is not None:
             self._look(life)
         if self.violation is not None:
-            raise Violation(self.violation)
+            raise self.violation
+
+    def ended(self, task: SimTask) -> None:
+        """A task has ended."""
+        self.mishaps.ended(task)
 
     def _look(self, life: Life) -> None:
         if life.log.failed.done():
@@ -257,6 +268,29 @@ class Witness:
         durable = platter.before_wipe if platter.lost else platter.durable
         return durable.voter and durable.holds(index, term)
 
+    def imported(self, node: str, entries: list[tuple[bytes, int, int]], *, term: int) -> None:
+        """Every node begins anew with the log of ``node``, in ``term``: all of it is committed now, if it was not before."""
+        if not entries or entries[-1][1] < self.newest:
+            self.fail(f"what is imported from {node} ends before entry {self.newest}, which was committed")
+            return
+        # Whoever promised something beyond that term was not exported, and nobody of the new generation hears of it.
+        self._votes = {place: whom for place, whom in self._votes.items() if place[0] <= term}
+        for command, index, entry_term in entries:
+            known = self._committed.get(index)
+            if known is not None and index > entries[0][1] and (known.command, known.term) != (command, entry_term):
+                self.fail(f"what is imported from {node} has another entry {index} than the one that was committed")
+            if index == self.newest + 1:
+                self._adopt(node, command, index, entry_term)
+
+    def _adopt(self, node: str, command: bytes, index: int, term: int) -> None:
+        before = self._committed.get(index - 1)
+        state = CAState() if before is None or before.state is None else before.state
+        commitment = self._committed[index] = _Commitment(term, command, state=state)
+        self.newest = index
+        if command[:1] == COMMAND:
+            commitment.state, commitment.result = apply(state, decode_command(command[1:]))
+            self._take_effect(node, index, command[1:], commitment.result, commitment.state)
+
     def applied(self, life: Life, index: int, result: object, state: CAState) -> None:
         """``life`` has applied an entry."""
         known = self._committed[index]
@@ -267,12 +301,12 @@ class Witness:
             return
         known.result, known.state = result, state
         if known.command[:1] == COMMAND:
-            self._take_effect(life, index, known.command[1:], result, state)
+            self._take_effect(life.name, index, known.command[1:], result, state)
 
-    def _take_effect(self, life: Life, index: int, body: bytes, result: object, state: CAState) -> None:
+    def _take_effect(self, node: str, index: int, body: bytes, result: object, state: CAState) -> None:
         """The first application of a command."""
         if not self._open[body]:
-            self.fail(f"{life.name} applies entry {index}, whose proposer was told that it never commits")
+            self.fail(f"{node} applies entry {index}, whose proposer was told that it never commits")
         took = result.index if isinstance(result, Applied) else 0
         self._bodies[body] = took
         if state.roots and sum(root.active for root in state.roots) != 1:

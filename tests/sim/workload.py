@@ -17,10 +17,13 @@ from caserver.pki.spiffe import ServiceID
 from caserver.raft.ports import Leadership
 from caserver.requests import ChangeConfiguration, ConfigurationChanged, ReadAt, ReadIndex, SignLeaves
 from caserver.state.model import CAState, Index
+from tests.sim.badges import Badges
+from tests.sim.mishaps import is_foreseen, named, traced
 from tests.sim.node import DATACENTER, Life, Setting
 from tests.testkit.fakes import SeededEntropy
 
 RESTORES = 0.06  # of what clients ask for, where there are restores at all
+ALONE = 0.1  # of changes, which are to come into force without cross-signing
 PATIENCE = 25.0  # seconds after which a client gives up
 SERVICES = ("web", "api", "db", "mail", "cache")
 _SERVER = {"Address": "https://vault:8200", "Token": "s.t"}
@@ -70,7 +73,19 @@ class Clients:
     restores: random.Random | None = None  # decides when somebody saves or restores the whole state; None: nobody does
     saved: bytes | None = None
     running: int = 0
+    guarded: bool = False  # whether tokens are asked for
     outside: Context = field(default_factory=copy_context)  # of no process
+
+    def __post_init__(self) -> None:
+        self.badges = Badges(self)
+
+    def request_id(self) -> str:
+        """Another one."""
+        return self.entropy.bytes(16).hex()
+
+    def service(self) -> str:
+        """Any."""
+        return self.chance.choice(SERVICES)
 
     def act(self, life: Life) -> None:
         """One client asks ``life`` for something."""
@@ -87,6 +102,10 @@ class Clients:
             (self.change, 3),
             (self.repeat, 2),
             (self.outage, 1),
+            (self.doubt, 1),
+            (self.badges.make_badge, 6 if self.guarded else 0),
+            (self.badges.use_badge, 20 if self.guarded else 0),
+            (self.badges.drop_badge, 4 if self.guarded else 0),
         )
         (kind,) = self.chance.choices([each for each, _ in kinds], weights=[weight for _, weight in kinds])
         self.setting.note(f"client {kind.__name__} at {life.name}")
@@ -102,7 +121,7 @@ class Clients:
         finally:
             self.running -= 1
 
-    async def _ask(self, life: Life, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def ask(self, life: Life, work: Callable[[], Awaitable[Any]]) -> Any:
         """Let the process do something and wait for its answer as a client does, outside of the process."""
         loop = self.setting.loop
         reply: asyncio.Future[Any] = loop.create_future()
@@ -113,6 +132,10 @@ class Clients:
                 result: Any = await work()
             except Exception as exc:  # noqa: BLE001 - handed to the client, whatever it is
                 result = exc
+                if life.alive and not is_foreseen(exc):
+                    self.setting.witness.fail(
+                        f"{life.name} did not foresee what a client was told: {named(exc)}", traced(exc)
+                    )
             if life.alive:
                 loop.call_later(0.0005, _answer, reply, result, context=self.outside)
 
@@ -131,7 +154,7 @@ class Clients:
     async def leaf(self, life: Life) -> None:
         """A leaf with its key."""
         service, fresh = self.chance.choice(SERVICES), self.chance.random() < 0.5
-        cached = await self._ask(life, lambda: life.leaf_cache.leaf(life.caller(), service, fresh=fresh))
+        cached = await self.ask(life, lambda: life.leaf_cache.leaf(life.caller(), service, fresh=fresh))
         if not cached.hit:
             self.setting.witness.told(cached.leaf.index)
 
@@ -147,7 +170,7 @@ class Clients:
             )
             for _ in range(self.chance.choice((1, 1, 3)))
         )
-        await self._ask(life, lambda: life.leader.execute(life.caller(), SignLeaves(csrs)))
+        await self.ask(life, lambda: life.leader.execute(life.caller(), SignLeaves(csrs)))
 
     async def read(self, life: Life) -> None:
         """A consistent read: at least as new as all that any client was told before it began."""
@@ -162,7 +185,7 @@ class Clients:
                 index = await life.log.changed(index_of, index)
             return index
 
-        index = await self._ask(life, work)
+        index = await self.ask(life, work)
         if index < known:
             witness.fail(f"a consistent read at {life.name} saw index {index} after {known} was acknowledged")
         witness.told(index)
@@ -178,19 +201,19 @@ class Clients:
             await life.log.barrier()
             return life.state.index
 
-        index = await self._ask(life, work)
+        index = await self.ask(life, work)
         if index < known:
             witness.fail(f"{life.name} proved its leadership and saw index {index} after {known} was acknowledged")
 
     async def save(self, life: Life) -> None:
         """The whole state as this node has it."""
         if life.state.active_root is not None:
-            self.saved = b"".join(await self._ask(life, lambda: life.backups.save(life.state)))
+            self.saved = b"".join(await self.ask(life, lambda: life.backups.save(life.state)))
 
     async def restore(self, life: Life) -> None:
         """The state that was saved last."""
         data = io.BytesIO(self.saved or b"")
-        index = await self._ask(life, lambda: life.backups.restore(life.caller(), data))
+        index = await self.ask(life, lambda: life.backups.restore(life.caller(), data))
         if index not in self.setting.witness.restored:
             self.setting.witness.fail(f"a restore was acknowledged at {index}, which was none")
         self.setting.witness.told(index)
@@ -217,16 +240,28 @@ class Clients:
         server.down = ProviderUnavailable("the server is down")
         self.setting.loop.call_later(self.chance.uniform(0.0, OUTAGE_MAX), up, context=self.outside)
 
+    async def doubt(self, _life: Life) -> None:
+        """For a while the external server's answers get lost or come late, whatever it did."""
+        server = self.setting.server
+
+        def clear() -> None:
+            server.lossy = server.stuck = 0.0
+
+        server.lossy, server.stuck = self.chance.choice(((0.3, 0.0), (0.1, 0.1), (0.0, 0.3), (1.0, 0.0)))
+        self.setting.loop.call_later(self.chance.uniform(0.0, OUTAGE_MAX), clear, context=self.outside)
+
     async def _change(self, life: Life, change: Change) -> None:
         index = life.state.configuration.modify_index if life.state.configuration else 0
         config = self.chance.choice(CONFIGURATIONS)
         given: dict[str, Any] = {"Provider": "vault" if "Address" in config else "consul", "Config": config}
         if self.chance.random() < 0.2:
             given["ModifyIndex"] = index
+        if self.chance.random() < ALONE:
+            given["ForceWithoutCrossSigning"] = True
         caller = life.caller(change.request_id)
         change.under_way += 1
         try:
-            answer = await self._ask(life, lambda: life.leader.execute(caller, ChangeConfiguration(json.dumps(given))))
+            answer = await self.ask(life, lambda: life.leader.execute(caller, ChangeConfiguration(json.dumps(given))))
         except (CommitUnknown, GaveUp):
             change.unknown = True
             raise

@@ -15,31 +15,35 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pysyncobj.syncobj
 import structlog
 
+from caserver.config.acl_settings import ACLSettings
 from caserver.environment import SystemClock
 from caserver.errors import CaserverError
+from caserver.fields import Secret
 from caserver.raft.seam import bind_monotonic, install
 from caserver.state.lifecycle import due
-from tests.sim.disk import Crash
 from tests.sim.faults import Faults
 from tests.sim.loop import OWNER, VirtualLoop
+from tests.sim.mishaps import named, traced
 from tests.sim.network import Wires
 from tests.sim.node import EPOCH, Life, Node, Parts, Setting, hash_of
+from tests.sim.server import SimServer
 from tests.sim.witness import Violation, Witness
 from tests.sim.workload import Clients, GaveUp
-from tests.testkit.external import FakeVault
 from tests.testkit.fakes import SeededEntropy
 
 STEP_MEAN = 0.04  # seconds between two steps
 PRESSING_MEAN = 0.02
 CLIENTS = 0.8  # share of steps in which a client acts; in the others something breaks, or is mended
 REST_SECONDS = 150.0  # within which a healed cluster comes to rest; a clock that jumped is doubted for 60
+GUARDED = 0.25  # share of runs in which tokens are asked for
+MASTER = Secret("6c1fa2f8-7f7c-4b3b-9b0c-1d8f8d4e2a57")
 STEPS = 200
 SERVER_LATENCY = 0.003  # seconds of a request to the external server
 TRUNCATING = "truncating already-applied log entries"
@@ -57,6 +61,7 @@ class Report:
     seconds: float  # virtual
     counts: dict[str, int]
     violation: str | None = None
+    traceback: str = ""  # of the exception that was the violation, if one was
     step: int = 0  # in which the violation showed
     kept: list[str] = field(default_factory=list)
     restores: bool = False
@@ -123,6 +128,8 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.witness = Witness(self.loop, self.nodes, note=self.trace.note)
         wires.observers.append(self.witness.sent)
+        if self.chance.random() < GUARDED and not parts.acl.enabled:
+            parts = replace(parts, acl=ACLSettings(enabled=True, default_allow=False, initial_management=MASTER))
         names = tuple(f"n{number}" for number in range(1, nodes + 1))
         self.setting = Setting(
             loop=self.loop,
@@ -134,12 +141,19 @@ class World:
             snapshot_every=self.chance.choice((8, 20, 40, 200)),
             parts=parts,
             note=self.trace.note,
-            server=FakeVault(ServerClock(self.loop, self.nodes), latency=SERVER_LATENCY),
+            server=SimServer(
+                ServerClock(self.loop, self.nodes),
+                latency=SERVER_LATENCY,
+                chance=random.Random(hash_of(seed, "server")),
+                note=self.trace.note,
+            ),
         )
         self.nodes.update({name: Node(name, self.setting) for name in names})
-        self.faults = Faults(self.setting, self.nodes, self.chance, skewed=self.chance.random() < 0.3)
+        skewed, rolling = self.chance.random() < 0.3, self.chance.random() < 0.3
+        self.faults = Faults(self.setting, self.nodes, self.chance, skewed=skewed, rolling=rolling)
         entropy = SeededEntropy(hash_of(seed, "clients"))
         self.clients = Clients(self.setting, self.chance, entropy, lambda: self.faults.clocks_set)
+        self.clients.guarded = parts.acl.enabled
         if restores:
             self.clients.restores = random.Random(hash_of(seed, "restores"))
         self.step = 0
@@ -147,12 +161,16 @@ class World:
     def run(self) -> Report:
         """Run to the end, or to the first violation."""
         self.loop.observer = self.witness
-        self.loop.set_exception_handler(self._unhandled)
-        violation = None
+        self.loop.set_exception_handler(self.witness.mishaps.unhandled)
+        violation: Violation | None = None
         try:
             self.loop.run_until_complete(self._live())
+            gc.collect()  # what is only reachable by itself has not been asked how it ended
+            violation = self.witness.violation
         except Violation as exc:
-            violation = str(exc)
+            violation = exc
+        except Exception as exc:  # noqa: BLE001 - a defect of the simulator is told like one of the product
+            violation = Violation(named(exc), traced(exc))
         finally:
             self._close()
         return Report(
@@ -164,7 +182,8 @@ class World:
             seconds=self.loop.time(),
             counts=self.witness.counts,
             restores=self.clients.restores is not None,
-            violation=violation,
+            violation=None if violation is None else str(violation),
+            traceback="" if violation is None else violation.traceback,
             step=self.step,
             kept=self.trace.kept,
         )
@@ -185,12 +204,6 @@ class World:
             with suppress(RuntimeError):
                 self.loop.run_until_complete(_gathered(tasks))
         self.loop.close()
-
-    def _unhandled(self, _loop: Any, context: dict[str, Any]) -> None:
-        exception = context.get("exception")
-        if isinstance(exception, Crash | asyncio.CancelledError) or "never retrieved" in context["message"]:
-            return
-        self.witness.fail(f"an exception was not handled: {context['message']}: {exception!r}")
 
     async def _live(self) -> None:
         for node in self.nodes.values():
@@ -235,7 +248,7 @@ class World:
     async def _come_to_rest(self) -> None:
         self.trace.note("heal")
         self.faults.heal()
-        self.setting.server.down = None
+        self.setting.server.heal()
         await self._until(self.faults.start_all, seconds=REST_SECONDS, what="all nodes run as members")
         await self._until(self._is_ready, seconds=REST_SECONDS, what="a leader has a root")
         await self._until(lambda: not self.clients.running, seconds=60.0, what="all clients have an answer")
@@ -311,6 +324,7 @@ def _quiet(world: World) -> Iterator[None]:
             else next((n.name for n in world.nodes.values() if n.life and n.life.process is owner), "")
         )
         world.trace.note(f"log {number} {event['event']}")
+        world.witness.mishaps.logged(event)
         raise structlog.DropEvent
 
     def count(record: logging.LogRecord) -> bool:
@@ -325,9 +339,11 @@ def _quiet(world: World) -> Iterator[None]:
     structlog.configure(processors=[into_trace], cache_logger_on_first_use=False)
     collecting = gc.isenabled()
     gc.disable()  # destructors at odd moments are the one thing that time does not order
+    gc.freeze()  # what was there before is not looked at when the run is over
     try:
         yield
     finally:
+        gc.unfreeze()
         structlog.configure(**former)
         logger.filters = filters
         bind_monotonic(SystemClock().monotonic)
