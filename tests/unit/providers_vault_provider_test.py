@@ -311,6 +311,19 @@ async def test_the_default_issuer_follows_where_it_was_ours(vault: VaultLab) -> 
     assert issuers[second.backend["issuer"]]["is_default"]
 
 
+async def test_what_signs_at_another_server_under_the_same_path_keeps_nothing_here(vault: VaultLab) -> None:
+    """As after a move to another server with its paths; a namespace of its own stands for that server."""
+    here, elsewhere = unique("here"), unique("elsewhere")
+    for name in (here, elsewhere):
+        vault.server.ask("POST", f"sys/namespaces/{name}", {})
+    former = vault.configuration(root="ca/root", intermediate="ca/mesh", namespace=here)
+    await prepared_on(vault, former)
+    moved = await prepared_on(vault, with_vault(former, namespace=elsewhere), epoch=2)
+    await vault.provider(former).retire(epochs=(1,), keep={**moved.backend, "namespace": here})
+    assert "ca/mesh" not in vault.server.mounts(namespace=here)
+    assert "ca/mesh" in vault.server.mounts(namespace=elsewhere)
+
+
 async def test_retiring_a_path_where_nothing_is_mounted_any_more_is_done_at_once(vault: VaultLab) -> None:
     await vault.provider(vault.configuration()).retire(epochs=(1, 2), keep=None)
 

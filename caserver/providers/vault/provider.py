@@ -223,10 +223,11 @@ class VaultProvider:
         mount = await engine.mount()
         if mount.presence is not Presence.MOUNTED or mount.kind != "pki":
             return
-        kept = keep if keep is not None and _place(keep) == (engine.namespace, engine.path) else {}
         names = {self._name(epoch) for epoch in epochs}
         keys = {key for name, key in (await engine.keys()).items() if name in names}
-        doomed = [each for each in await engine.issuers() if each.key_id in keys and each.id != kept.get("issuer")]
+        issuers = await engine.issuers()
+        kept = _kept_here(keep, engine, issuers)
+        doomed = [each for each in issuers if each.key_id in keys and each.id != kept.get("issuer")]
         await self._leave_default(doomed, kept)
         for each in doomed:
             await engine.delete_issuer(each.id)
@@ -487,8 +488,11 @@ def _bound_of(root: CARoot) -> _Bound | None:
     return _Bound(root.pem, signer, backend["root_issuer"], backend["issuer"], backend["key"], backend["role"])
 
 
-def _place(backend: Backend) -> tuple[str | None, str | None]:
-    return backend.get("namespace"), backend.get("path")
+def _kept_here(keep: Backend | None, engine: PKIEngine, issuers: Sequence[Issuer]) -> Backend:
+    """What of ``keep`` lies in this engine: one at the same path may be that of another server."""
+    if keep is None or (keep.get("namespace"), keep.get("path")) != (engine.namespace, engine.path):
+        return {}
+    return keep if keep.get("issuer") in {each.id for each in issuers} else {}
 
 
 def _place_faults(root: PKIEngine, intermediate: PKIEngine) -> list[Fault]:
