@@ -96,9 +96,7 @@ class PeerView:
     standing: Standing = Standing.UNKNOWN
     life: str = ""  # differs for every start of the peer
     since: float = 0.0  # monotonic instant of the first report of this life and standing
-    wall_ahead: float | None = (
-        None  # seconds that its wall clock is ahead of ours; None: not heard since the link broke
-    )
+    wall_ahead: float | None = None  # seconds of its wall clock ahead of ours; None: not heard since the link broke
     announced: bool = False  # the link is up and our standing went first
     heard: float = 0.0  # monotonic instant of its last message
     linked: float = 0.0  # monotonic instant at which the link came up
@@ -165,19 +163,16 @@ class Guard:
         self.leader_contact = clock.monotonic()  # when the leader was last heard
         self.leader_lost = False  # the link to it broke since
         self._vouched_until = float("-inf")  # until then a leader counts on this node to elect nobody else
+        if reactions.standing() is Standing.MEMBER:  # as one may that this node vouched for just before it stopped
+            self._vouched_until = clock.monotonic() + timing.timeout_min / 4
         self._promises: list[tuple[str, Message]] = []
         self._votes_seen: set[tuple[int, str]] = set()
         self._would_vote: tuple[int, set[str]] = (0, set())
-        self._campaign_term = (
-            0  # term in which this node may campaign: a majority would vote, or the leader handed over
-        )
+        self._campaign_term = 0  # in which this node may campaign: a majority would vote, or the leader handed over
         self._transfer_term = 0
         self._rounds: dict[int, _Round] = {}
         self._round_number = 0
-        self._proven = (
-            0,
-            float("-inf"),
-        )  # term of this node's leadership, and when the last round that proved it began
+        self._proven = (0, float("-inf"))  # term of this node's leadership, when the last round that proved it began
         self._barriers: list[Callable[[str | None], None]] = []
         self._handlers: dict[str, Callable[[str, Message], None]] = {
             "standing": self._standing,
@@ -380,10 +375,12 @@ class Guard:
     def _request_vote(self, peer: str, message: Message) -> None:
         if not self._votes() or not self.is_voter(peer):
             self._refuse("vote_without_standing")
-        elif message["term"] > self._core.term() and not message.get("xfer") and self._hears_leader():
-            self._refuse("sticky")
         elif message["term"] < self._core.term():
             self._tell_stale(peer)
+        elif not message.get("xfer") and (
+            self._vouches() or (message["term"] > self._core.term() and self._hears_leader())
+        ):
+            self._refuse("sticky")
         else:
             self._core.deliver(peer, message)
 
@@ -460,7 +457,10 @@ class Guard:
         if self._core.is_leader():
             return self._majority({peer for peer in self.peers if self._core.last_response(peer) > since})
         heard = self._core.leader() is not None and self.leader_contact > since and not self.leader_lost
-        return heard or self._clock.monotonic() < self._vouched_until
+        return heard or self._vouches()
+
+    def _vouches(self) -> bool:
+        return self._clock.monotonic() < self._vouched_until
 
     def consider_campaign(self) -> bool:
         """Ask for pre-votes when the time has come; whether to campaign right now."""
@@ -554,8 +554,8 @@ class Guard:
     def fresh_until(self) -> float:
         """Instant until which a majority elects nobody else than this leader.
 
-        Whoever answered a round listens to no candidate for half of ``timeout_min``, whatever becomes of the link. Half of
-        that, because a node that restarts has forgotten what it heard, and because clocks may run at different speeds.
+        Whoever answered a round listens to no candidate for half of ``timeout_min``, whatever becomes of the link, and a node
+        that starts again for a quarter. Half of the former, because clocks may run at different speeds.
         """
         if not self.peers:
             return float("inf")
@@ -573,6 +573,7 @@ class Guard:
         if self._votes() and message["term"] == self._core.term() and self._core.leader() == peer:
             self.leader_contact, self.leader_lost = self._clock.monotonic(), False
             self._vouched_until = self.leader_contact + self._timing.timeout_min / 2
+            self._campaign_term = self._transfer_term  # what others promised before counts no more
             self.send(peer, {"type": "ria", "term": message["term"], "n": message["n"]})
 
     def _read_index_granted(self, peer: str, message: Message) -> None:
