@@ -145,7 +145,7 @@ class Maintenance:
             return False
         match step:
             case RetireProvider(retiring=retiring):
-                return await self._retired(state, retiring)
+                return await self._retired(retiring)
             case Prune(root_ids=root_ids):
                 for root_id in root_ids:
                     _log.info("pruning old unused root CA", id=root_id)
@@ -201,9 +201,13 @@ class Maintenance:
             return None  # said elsewhere
         return self._now() if self._signer_lost.is_set() else renewal_at(signing)
 
-    async def _retired(self, state: CAState, retiring: Retiring) -> bool:
+    async def _retired(self, retiring: Retiring) -> bool:
         if self._rotation.busy:
             return False
+        await self._log.barrier()  # there may be a successor, for whom this is not owed any more
+        state = self._log.state
+        if retiring not in state.retiring:
+            return True
         try:
             await self._rotation.undisturbed(self._clean_up(state, retiring))
         except (CaserverError, Corrupt) as exc:

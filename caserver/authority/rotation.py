@@ -31,7 +31,7 @@ from caserver.errors import (
     ProviderUnavailable,
     from_kind,
 )
-from caserver.raft.ports import NotCommitted, OutcomeUnknown
+from caserver.raft.ports import Leadership, NotCommitted, OutcomeUnknown
 from caserver.requests import ChangeConfiguration, ConfigurationChanged
 from caserver.state.commands import (
     AbortChange,
@@ -230,13 +230,28 @@ class Rotation:
             return await self._bounded(until, provider.inspect())
 
     async def _bounded(self, until: float, work: Awaitable[T]) -> T:
-        """Await a provider until a monotonic instant; ProviderUnavailable from then on."""
+        """Await a provider until a monotonic instant, and while this node leads; ProviderUnavailable, CommitFailed from then on."""
         try:
-            return await within(self._clock, max(0.0, until - self._clock.monotonic()), work)
+            return await within(self._clock, max(0.0, until - self._clock.monotonic()), self._while_leading(work))
         except TimeoutError:
             raise ProviderUnavailable(
                 "the CA provider did not answer in time; /v1/status/ready tells its troubles"
             ) from None
+
+    async def _while_leading(self, work: Awaitable[T]) -> T:
+        """Let nothing more be asked of a backend once another leader may be at it: it may have cleaned up there already."""
+        term = _term_led(self._log.state, self._log.leadership)
+        doing = asyncio.ensure_future(work)
+        lost = asyncio.ensure_future(self._log.changed(_term_led, term))
+        try:
+            if term is not None:
+                await asyncio.wait((doing, lost), return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                raise CommitFailed("this node ceased to lead before the CA provider was done")
+            return doing.result()
+        finally:
+            doing.cancel()
+            lost.cancel()
 
     async def _store(self, plan: RotationPlan, request_id: str) -> ConfigurationChanged:
         command = SetConfiguration(
@@ -372,6 +387,11 @@ class Rotation:
 
     def _now(self) -> int:
         return int(self._clock.now().timestamp())
+
+
+def _term_led(_state: CAState, leadership: Leadership) -> int | None:
+    """Selector of ``Log.changed``: the term in which this node leads, None while it does not."""
+    return leadership.term if leadership.is_leader else None
 
 
 def _earlier(state: CAState, request_id: str) -> ConfigurationChanged | None:

@@ -196,6 +196,18 @@ class TestLeaves:
                     await call
             assert released is not None
 
+    async def test_a_signature_that_a_stalled_process_finds_too_late_is_dropped(self) -> None:
+        node, _ = scene()
+        async with running(node):
+            await put(node, VAULT_A)
+            node.external.hang = asyncio.Event()
+            call = asyncio.ensure_future(node.authority.execute(Caller(), SignLeaves((csr_for("a"),))))
+            await settle()
+            node.clock.jump(DROP_AFTER + 1)  # nobody wakes to notice before the answer is there
+            node.external.hang.set()
+            with pytest.raises(ProviderUnavailable, match="did not sign within 5 s"):
+                await call
+
     async def test_a_leaf_that_was_booked_before_a_restore_is_not_given_out_after(self) -> None:
         node, _ = scene()
         async with running(node):

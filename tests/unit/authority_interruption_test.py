@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from caserver.authority.custody import open_root_key
-from caserver.errors import CaserverError
+from caserver.errors import CaserverError, CommitUnknown
 from caserver.requests import ConfigurationChanged, IssuedLeaf
 from caserver.state.commands import ActivateRoot, Bootstrap, SetConfiguration
 from caserver.state.model import CARoot
@@ -227,6 +227,64 @@ async def test_a_leader_deposed_at_any_step_of_an_external_change_leaves_nothing
         b.log.become_leader()
 
     assert await every_step(lambda ahead: interrupted_external(ahead, "across", depose)) >= 12
+
+
+def held_up(server: FakeVault, step: str) -> asyncio.Event:
+    """Let the next request of this name wait for the event, and nobody else's."""
+    event = asyncio.Event()
+
+    def hold(label: str) -> None:
+        if label == step:
+            server.step, server.hang = lambda _: None, event
+            asyncio.get_running_loop().call_soon(
+                asyncio.get_running_loop().call_soon, lambda: setattr(server, "hang", None)
+            )
+
+    server.step = hold
+    return event
+
+
+async def test_a_deposed_leader_makes_nothing_anew_that_its_successors_have_cleaned_up() -> None:
+    clock = ManualClock()
+    log = FakeLog("a")
+    server = FakeVault(clock)
+    a = build_node(log, clock=clock, server=server)
+    b = build_node(log.elsewhere("b"), clock=clock, seed=2, server=server)
+    async with running(a), running(b):
+        await a.configure(VAULT_A, provider="vault")
+        assert b.authority.clock_fault() is None  # it watches its clock from here on
+        await clock.advance(CLEANED_UP)
+        event = held_up(server, "vault make intermediate")
+        call = asyncio.ensure_future(put(a, VAULT_B))
+        await settle()
+        b.log.become_leader()
+        await settle()
+        assert dict(active(b).backend)["epoch"] == "3"
+        await b.configure(VAULT_A, provider="vault")
+        await clock.advance(30)  # less than a change may take
+        (standing,) = server.standing
+        event.set()
+        await settle()
+        assert server.standing == {standing}
+        with pytest.raises(CommitUnknown, match="ceased to lead"):
+            await call
+
+
+async def test_a_leader_without_a_majority_cleans_nothing_up() -> None:
+    clock = ManualClock()
+    server = FakeVault(clock)
+    a = build_node(FakeLog("a"), clock=clock, server=server)
+    async with running(a):
+        await a.configure(VAULT_A, provider="vault")
+        await clock.advance(CLEANED_UP)
+        await a.configure(ROTATION)
+        standing = server.standing
+        a.log.unproven = True
+        await clock.advance(CLEANED_UP)
+        assert server.standing == standing
+        a.log.unproven = False
+        await clock.advance(CLEANED_UP)
+        assert server.standing == set()
 
 
 async def test_a_dead_leader_writes_nothing_more() -> None:
