@@ -22,6 +22,7 @@ from caserver.acl_requests import (
     RemovePolicy,
     RemoveToken,
 )
+from caserver.cleanup_requests import ForgetCleanup, ReadCleanups
 from caserver.config.document import Document, parse_hcl, parse_json
 from caserver.errors import InvalidRequest
 from caserver.fields import nearest
@@ -119,9 +120,9 @@ def permission_of(request: Request) -> Permission | None:
     match request:
         case SignLeaves():
             return SERVICE_WRITE
-        case ChangeConfiguration() | TransferLeadership():
+        case ChangeConfiguration() | TransferLeadership() | ForgetCleanup():
             return OPERATOR_WRITE
-        case ReadServers():
+        case ReadServers() | ReadCleanups():
             return OPERATOR_READ
         case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
             return MANAGEMENT

@@ -23,6 +23,18 @@ from caserver.acl_requests import (
     decode_arguments,
     encode_acl_answer,
 )
+from caserver.cleanup_requests import (
+    REQUESTS as CLEANUP_REQUESTS,
+)
+from caserver.cleanup_requests import (
+    CleanupAnswer,
+    CleanupForgotten,
+    CleanupRequest,
+    CleanupsRead,
+    decode_cleanup,
+    decode_cleanup_answer,
+    encode_cleanup_answer,
+)
 from caserver.errors import CaserverError, InvalidRequest, RateLimited, from_kind
 from caserver.fields import Secret
 
@@ -102,7 +114,7 @@ class AbortRestore:
 
 
 RestoreRequest = AdmitRestore | StageRestore | CommitRestore | AbortRestore
-CARequest = SignLeaves | ChangeConfiguration | ReadIndex | RestoreRequest
+CARequest = SignLeaves | ChangeConfiguration | ReadIndex | CleanupRequest | RestoreRequest
 ClusterRequest = ReadServers | TransferLeadership
 Request = CARequest | ClusterRequest | ACLRequest
 
@@ -202,7 +214,7 @@ class RestoreProgress:
     done: bool = False
 
 
-CAAnswer = LeavesSigned | ConfigurationChanged | ReadAt | RestoreProgress
+CAAnswer = LeavesSigned | ConfigurationChanged | ReadAt | CleanupAnswer | RestoreProgress
 Answer = CAAnswer | ServersRead | LeadershipMoved | ACLAnswer
 
 
@@ -221,6 +233,7 @@ _REQUESTS: dict[str, type[Request]] = {
     "commit_restore": CommitRestore,
     "abort_restore": AbortRestore,
     "transfer_leadership": TransferLeadership,
+    **CLEANUP_REQUESTS,
     **ACL_REQUESTS,
 }
 _REQUEST_NAMES = {kind: name for name, kind in _REQUESTS.items()}
@@ -253,8 +266,15 @@ def decode_request(frame: bytes) -> tuple[Caller, Request]:
         request_id=_one(document, "request_id", str),
     )
     arguments = _one(document, "arguments", dict)
-    acl = ACL_REQUESTS.get(str(operation))
-    return caller, _request(kind, arguments) if acl is None else decode_arguments(acl, arguments)
+    return caller, _decoded(str(operation), kind, arguments)
+
+
+def _decoded(operation: str, kind: type[Request], arguments: dict[str, Any]) -> Request:
+    if operation in ACL_REQUESTS:
+        return decode_arguments(ACL_REQUESTS[operation], arguments)
+    if operation in CLEANUP_REQUESTS:
+        return decode_cleanup(CLEANUP_REQUESTS[operation], arguments)
+    return _request(kind, arguments)
 
 
 def _request(kind: type[Request], arguments: dict[str, Any]) -> Request:
@@ -287,9 +307,7 @@ def encode_answer(answer: Answer | CaserverError) -> bytes:
     document: dict[str, Any] = {"version": CODEC_VERSION}
     match answer:
         case CaserverError():
-            document["error"] = {"kind": answer.kind, "detail": answer.detail}
-            if isinstance(answer, RateLimited):
-                document["error"]["retry_after"] = answer.retry_after
+            document["error"] = _encode_error(answer)
         case LeavesSigned():
             document["leaves"] = [_encode_result(each) for each in answer.results]
         case ConfigurationChanged():
@@ -302,6 +320,8 @@ def encode_answer(answer: Answer | CaserverError) -> bytes:
             document["servers"] = [_plain(each) for each in answer.servers]
         case LeadershipMoved():
             document["leader"] = answer.leader
+        case CleanupsRead() | CleanupForgotten():
+            document |= encode_cleanup_answer(answer)
         case TokenWritten() | PolicyWritten() | Removed():
             document |= encode_acl_answer(answer)
         case _:
@@ -330,7 +350,14 @@ def decode_answer(frame: bytes) -> Answer:
         return ServersRead(tuple(_decode_server(each) for each in _one(document, "servers", list)))
     if "leader" in document:
         return LeadershipMoved(_one(document, "leader", str))
-    return decode_acl_answer(document) or ReadAt(_one(document, "read_at", int))
+    return decode_cleanup_answer(document) or decode_acl_answer(document) or ReadAt(_one(document, "read_at", int))
+
+
+def _encode_error(error: CaserverError) -> dict[str, Any]:
+    told: dict[str, Any] = {"kind": error.kind, "detail": error.detail}
+    if isinstance(error, RateLimited):
+        told["retry_after"] = error.retry_after
+    return told
 
 
 def _encode_result(result: IssuedLeaf | Failure) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from caserver import gojson
+from caserver.cleanup_requests import CleanupsRead
 from caserver.errors import InvalidRequest
 from caserver.fields import format_go_duration
 from caserver.requests import IssuedLeaf, ServersRead
@@ -204,6 +205,30 @@ def encode_autopilot(*, contact_max: float, trailing_max: int) -> Document:
 
 def encode_transfer() -> Document:
     """Body of a transfer of leadership that happened."""
+    return {"Success": True}
+
+
+def encode_cleanups(found: CleanupsRead) -> Document:
+    """Body of the list of clean-ups that are owed."""
+    return {
+        "Cleanups": [
+            {
+                "ID": each.id,
+                "Provider": each.provider,
+                "Address": each.address,
+                "Namespace": each.namespace,
+                "Path": each.path,
+                "Left": list(each.left),
+                "NotBefore": instant(each.not_before),
+                "Reason": each.reason,
+            }
+            for each in found.cleanups
+        ]
+    }
+
+
+def encode_forgotten() -> Document:
+    """Body of a clean-up that was given up."""
     return {"Success": True}
 
 

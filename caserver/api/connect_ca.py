@@ -17,10 +17,17 @@ from caserver.api.query import (
     initialized,
     metadata,
 )
+from caserver.cleanup_requests import CleanupsRead, ForgetCleanup, ReadCleanups
 from caserver.environment import within
 from caserver.errors import ConnectDisabled, InvalidQuery, InvalidRequest, NotInitialized, from_kind
 from caserver.raft.ports import Leadership
-from caserver.requests import ChangeConfiguration, Failure, IssuedLeaf, LeavesSigned, SignLeaves
+from caserver.requests import (
+    ChangeConfiguration,
+    Failure,
+    IssuedLeaf,
+    LeavesSigned,
+    SignLeaves,
+)
 from caserver.state.lifecycle import roots_index
 from caserver.state.model import CAState, Configuration
 
@@ -130,6 +137,27 @@ async def put_sign(node: NodeView, call: Call) -> Reply:
         raise TypeError(f"signing {len(body.csrs)} CSRs was answered by {type(answer).__name__}")
     signed = [_result(each) for each in answer.results] if body.listed else wire.encode_leaf(_leaf(answer.results[0]))
     return Reply(Body(wire.render(signed, pretty=call.options.pretty or node.dev)))
+
+
+async def get_cleanups(node: NodeView, call: Call) -> Reply:
+    """What is still owed at the backends of former CA providers, as the leader knows it."""
+    check_enabled(node)
+    check_datacenter(node, call.options)
+    answer = await node.leader.execute(call.caller(node), ReadCleanups())
+    if not isinstance(answer, CleanupsRead):
+        raise TypeError(f"reading the clean-ups was answered by {type(answer).__name__}")
+    return Reply(Body(wire.render(wire.encode_cleanups(answer), pretty=call.options.pretty or node.dev)))
+
+
+async def forget_cleanup(node: NodeView, call: Call) -> Reply:
+    """Give up the clean-up that ``?id=`` names; what it would have removed stays at its backend."""
+    check_enabled(node)
+    check_datacenter(node, call.options)
+    cleanup_id = call.options.flags.get("id", "")
+    if not cleanup_id:
+        raise InvalidRequest("Must specify with ?id= which clean-up to forget; GET /v1/connect/ca/cleanup lists them")
+    await node.leader.execute(call.caller(node), ForgetCleanup(cleanup_id=cleanup_id))
+    return Reply(Body(wire.render(wire.encode_forgotten(), pretty=call.options.pretty or node.dev)))
 
 
 def _leaf(result: IssuedLeaf | Failure) -> IssuedLeaf:

@@ -113,6 +113,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         takes={PEM_TYPE: TEXT, JSON_TYPE: {"oneOf": [ref("CSR"), ref("CSRs")]}},
         failures=_UNAVAILABLE | {status.REFUSED_BEHIND: "The backend of the provider refused."},
     ),
+    ("/v1/connect/ca/cleanup", "GET"): Operation(_json("Cleanups"), (PRETTY, DATACENTER)),
+    ("/v1/connect/ca/cleanup/forget", "PUT"): Operation(
+        _json("Forgotten"),
+        (PRETTY, DATACENTER, Parameter("id", "query", "ID of the clean-up, as the list shows it.")),
+        failures={status.NOT_FOUND: "No such clean-up is owed."},
+    ),
     ("/v1/agent/connect/ca/roots", "GET"): Operation(
         _json("Roots"), (*_READ, *_BLOCKING, CACHED, CACHE_CONTROL), headers=(*_METADATA, *_CACHE)
     ),

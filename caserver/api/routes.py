@@ -78,6 +78,19 @@ ROUTES: tuple[Route, ...] = (
         SERVICE_WRITE,
         secret=True,
     ),
+    Route(
+        "/v1/connect/ca/cleanup",
+        {"GET": connect_ca.get_cleanups},
+        "What is still owed at the backends of former CA providers",
+        OPERATOR_READ,
+    ),
+    Route(
+        "/v1/connect/ca/cleanup/forget",
+        {"PUT": connect_ca.forget_cleanup},
+        "Give up a clean-up that is owed",
+        OPERATOR_WRITE,
+        secret=True,
+    ),
     Route("/v1/agent/connect/ca/roots", {"GET": agent.get_roots}, "Trust bundle as this node knows it", None),
     Route(
         "/v1/agent/connect/ca/leaf/",

@@ -138,6 +138,21 @@ SCHEMAS: Mapping[str, Schema] = {
     "SignedLeaf": record(SerialNumber=TEXT, CertPEM=PEM, **_LEAF),
     "NotSigned": record(Error=TEXT, Status=COUNT),
     "SignedLeaves": array({"oneOf": [ref("SignedLeaf"), ref("NotSigned")]}, minItems=1),
+    "Cleanups": record(
+        Cleanups=array(
+            record(
+                ID=TEXT,
+                Provider=TEXT,
+                Address=TEXT,
+                Namespace=TEXT,
+                Path=TEXT,
+                Left=array(TEXT),
+                NotBefore=INSTANT,
+                Reason=TEXT,
+            )
+        )
+    ),
+    "Forgotten": record(Success=BOOLEAN),
     "Live": record(Live=BOOLEAN),
     "Readiness": record(Ready=BOOLEAN, Degraded=array(record(Code=TEXT, Reason=TEXT))),
     "RaftServer": record(ID=TEXT, Node=TEXT, Address=TEXT, Leader=BOOLEAN, ProtocolVersion=TEXT, Voter=BOOLEAN),

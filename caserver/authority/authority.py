@@ -16,6 +16,7 @@ from typing import Any, assert_never
 import structlog
 
 from caserver.acl import SERVICE_WRITE, permission_of
+from caserver.authority.cleanups import Cleanups
 from caserver.authority.clock_guard import ClockGuard
 from caserver.authority.custody import HMAC_KEY_PURPOSE, Custody
 from caserver.authority.gate import Gate, admit, recorded
@@ -28,6 +29,7 @@ from caserver.authority.restoration import Restoration
 from caserver.authority.rotation import Rotation
 from caserver.authority.tending import Tending
 from caserver.authority.tokens import Tokens
+from caserver.cleanup_requests import ForgetCleanup, ReadCleanups
 from caserver.environment import Clock, Entropy, Workers, within
 from caserver.errors import (
     CaserverError,
@@ -149,6 +151,9 @@ class Authority:
             clock=clock,
             guard=self._guard,
         )
+        self._cleanups = Cleanups(
+            log, custody=self._custody, rotation=self._rotation, clock=clock, why=self._maintenance.why_owed
+        )
         self._trouble: str | None = None
 
     @property
@@ -203,6 +208,8 @@ class Authority:
                 return await self._rotation.change(request, request_id, still=self._admission(caller, request))
             case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
                 return await self._restoration.execute(caller, request, still=self._admission(caller, request))
+            case ReadCleanups() | ForgetCleanup():
+                return await self._cleanups.execute(caller, request, still=self._admission(caller, request))
             case ReadIndex(consistent=consistent):
                 if consistent or self._clock.monotonic() >= self._log.leadership.fresh_until:
                     await self._log.barrier()

@@ -108,8 +108,16 @@ class Maintenance:
     def troubles(self) -> tuple[tuple[str, str], ...]:
         """What could not be done: (code, reason) for operators."""
         found = [("IntermediateExpiring", self._renew.reason)]
-        found += [("CleanupOwed", tries.reason) for tries in self._retire.values()]
+        for retiring in self._log.state.retiring:
+            if reason := self.why_owed(retiring):
+                remedy = f"`caserver connect ca cleanup forget {retiring.id}` gives it up"
+                found.append(("CleanupOwed", f"clean-up {retiring.id}: {reason}; it is tried again, {remedy}"))
         return tuple((code, reason) for code, reason in found if reason)
+
+    def why_owed(self, retiring: Retiring) -> str:
+        """Why the latest try of this node to clean up failed; empty if none did."""
+        tries = self._retire.get((retiring.root_id, retiring.epoch))
+        return "" if tries is None else tries.reason
 
     async def run(self) -> None:
         """Step after step until cancelled; what fails is tried again with back-off."""

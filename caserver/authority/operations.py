@@ -14,6 +14,7 @@ from caserver.acl import permission_of
 from caserver.authority.gate import Gate, admit
 from caserver.authority.ports import Log, Raft
 from caserver.authority.tokens import Tokens
+from caserver.cleanup_requests import ForgetCleanup, ReadCleanups
 from caserver.environment import Clock
 from caserver.errors import CaserverError, InvalidRequest, NotLeader, Unavailable
 from caserver.raft.status import PeerStatus, RaftStatus
@@ -82,7 +83,7 @@ class Operations:
         match request:
             case SignLeaves():
                 return self._counted(await self._authority(caller, request))
-            case ChangeConfiguration() | ReadIndex():
+            case ChangeConfiguration() | ReadIndex() | ReadCleanups() | ForgetCleanup():
                 return await self._authority(caller, request)
             case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
                 return await self._authority(caller, request)

@@ -198,11 +198,30 @@ class ProviderFactory(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Leavings:
+    """What ``retire`` would remove, and where; nobody looked whether it is there."""
+
+    address: str
+    namespace: str
+    path: str
+    things: tuple[str, ...]  # in words
+
+
+class LeavingsOf(Protocol):
+    """Tells what ``prepare`` may have left behind for an epoch under a configuration."""
+
+    def __call__(self, configuration: CAConfiguration, *, trust_domain: str, epoch: int) -> Leavings | None:
+        """None: nothing that a backend would hold. No I/O happens here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderKind:
     """How to build the providers of one name, and what the authority must know of all of them."""
 
     build: ProviderFactory
     chooses_serials: bool = False  # and instants: an external backend signs, one request a leaf
+    leavings: LeavingsOf | None = None  # None: it has no backend
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,14 @@ class Client:
         """The servers of the cluster."""
         return self.call("GET", "/v1/operator/raft/configuration", query=query)
 
+    def cleanups(self, **query: str) -> Answer:
+        """What is still owed at the backends of former CA providers."""
+        return self.call("GET", "/v1/connect/ca/cleanup", query=query)
+
+    def forget_cleanup(self, cleanup_id: str, **query: str) -> Answer:
+        """Give up a clean-up that is owed."""
+        return self.call("PUT", "/v1/connect/ca/cleanup/forget", query={**query, "id": cleanup_id})
+
     def keyring(self, **query: str) -> Answer:
         """Which node holds which keys of the cluster secret, and which of them may go."""
         return self.call("GET", "/v1/operator/keyring", query=query)

@@ -17,6 +17,7 @@ from typing import Protocol, assert_never
 from caserver.acl_requests import ACLRequest, PutPolicy, PutToken
 from caserver.authority.issuance import DROP_AFTER
 from caserver.authority.ports import Log
+from caserver.cleanup_requests import ForgetCleanup, ReadCleanups
 from caserver.environment import Clock, Entropy, within
 from caserver.errors import (
     CaserverError,
@@ -235,7 +236,7 @@ def _retrieve(task: asyncio.Task[Answer]) -> None:
 
 
 def _doubt(request: Request, error: Unavailable) -> CommitUnknown | None:
-    lasting = isinstance(request, ChangeConfiguration | CommitRestore | ACLRequest)
+    lasting = isinstance(request, ChangeConfiguration | CommitRestore | ForgetCleanup | ACLRequest)
     return error if isinstance(error, CommitUnknown) and lasting else None
 
 
@@ -257,7 +258,7 @@ def _deadline(request: Request) -> float:
     if isinstance(request, ACLRequest):
         return _ACL_DEADLINE
     match request:
-        case ReadIndex() | ReadServers() | AdmitRestore():
+        case ReadIndex() | ReadServers() | ReadCleanups() | AdmitRestore():
             return _READ_DEADLINE
         case StageRestore() | AbortRestore():
             return _STEP_DEADLINE
@@ -265,7 +266,7 @@ def _deadline(request: Request) -> float:
             return DROP_AFTER
         case TransferLeadership():
             return _TRANSFER_DEADLINE
-        case ChangeConfiguration() | CommitRestore():
+        case ChangeConfiguration() | CommitRestore() | ForgetCleanup():
             return _CHANGE_DEADLINE
         case _:
             assert_never(request)

@@ -252,13 +252,18 @@ def abort_change(state: CAState, command: AbortChange) -> Step:
 
 def provider_retired(state: CAState, command: ProviderRetired) -> Step:
     """Strike the clean-up owed for a root and an epoch, and with it the retired provider's secrets."""
+    if command.request_id and (refusal := _refuse_duplicate(state, command.request_id)) is not None:
+        return state, refusal
     done = (command.root_id, command.epoch)
     left = tuple(each for each in state.retiring if (each.root_id, each.epoch) != done)
     if len(left) == len(state.retiring):
         owed = f"no clean-up is owed for {command.root_id or 'a change'} of epoch {command.epoch}"
         return state, Refused(Reason.NO_SUCH_ROOT, owed)
     index = _next_index(state)
-    return replace(state, index=index, retiring=left), Applied(index)
+    requests = state.requests
+    if command.request_id:
+        requests = _with_request(state, command.request_id, RequestRecord(command.at, index, "forgotten"))
+    return replace(state, index=index, retiring=left, requests=requests), Applied(index)
 
 
 def prune_roots(state: CAState, command: PruneRoots) -> Step:

@@ -190,7 +190,10 @@ _OPERATIONS: dict[str, tuple[type[Any], _Shape[Any]]] = {
             retire_not_before=_optional(_INT),
         ),
     ),
-    "provider_retired": (c.ProviderRetired, _record(c.ProviderRetired, at=_INT, root_id=_TEXT, epoch=_INT)),
+    "provider_retired": (
+        c.ProviderRetired,
+        _record(c.ProviderRetired, frozenset({"request_id"}), at=_INT, root_id=_TEXT, epoch=_INT, request_id=_TEXT),
+    ),
     "prune_roots": (c.PruneRoots, _record(c.PruneRoots, at=_INT, expect_epoch=_INT, root_ids=_many(_TEXT))),
     "record_serials": (
         c.RecordSerials,

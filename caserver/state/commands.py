@@ -113,11 +113,12 @@ class AbortChange:
 
 @dataclass(frozen=True, slots=True)
 class ProviderRetired:
-    """The clean-up owed for ``root_id`` and ``epoch`` is done."""
+    """The clean-up owed for ``root_id`` and ``epoch`` is done; with a ``request_id``: an operator gave it up."""
 
     at: int
     root_id: RootID
     epoch: int
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

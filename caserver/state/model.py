@@ -156,6 +156,11 @@ class Retiring:
     epoch: int  # under which the names were derived of what is to be removed
     backend: BackendFacts = ()
 
+    @property
+    def id(self) -> str:
+        """What operators call it by: its epoch, and the beginning of the root's id if there is one."""
+        return "-".join(filter(None, (str(self.epoch), self.root_id.replace(":", "")[:8])))
+
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
@@ -174,7 +179,7 @@ class RequestRecord:
 
     at: int
     index: Index
-    result: str  # "activated" | "configured" | "renewed" | "restored" | "aborted[ <kind>]: <reason>"
+    result: str  # "activated" | "configured" | "renewed" | "restored" | "forgotten" | "aborted[ <kind>]: <reason>"
 
 
 @dataclass(frozen=True, slots=True)

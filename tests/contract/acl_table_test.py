@@ -43,6 +43,8 @@ LINES: dict[tuple[str, str], Line] = {
     ("PUT", "/v1/connect/ca/sign"): Line(
         "service:write on web", body={"CSR": csr_for("web", trust_domain=TRUST_DOMAIN)}
     ),
+    ("GET", "/v1/connect/ca/cleanup"): Line("operator:read"),
+    ("PUT", "/v1/connect/ca/cleanup/forget"): Line("operator:write", "/v1/connect/ca/cleanup/forget?id=1"),
     ("GET", "/v1/agent/connect/ca/roots"): Line(""),
     ("GET", "/v1/agent/connect/ca/leaf/"): Line("service:write on web", "/v1/agent/connect/ca/leaf/web"),
     ("POST", "/v1/agent/connect/authorize"): Line(

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, partial
 
 from cryptography import x509
 
@@ -31,9 +31,10 @@ from caserver.pki import certificates
 from caserver.pki.certificates import LeafTemplate, describe, make_root, make_root_csr
 from caserver.pki.keys import public_key_der
 from caserver.pki.leaf_der import Issuer
+from caserver.providers.vault.naming import leavings
 from caserver.state.configuration import CAConfiguration
 from caserver.state.model import CARoot, RootID
-from caserver.state.vault_configuration import VaultConfiguration
+from caserver.state.vault_configuration import VaultConfiguration, VaultLocal
 from tests.testkit.fakes import SeededEntropy
 
 BACKDATED = 30  # seconds, as the real one
@@ -72,7 +73,7 @@ class FakeVault:
         ) -> Provider:
             return FakeVaultProvider(self, configuration, trust_domain, root)
 
-        return ProviderKind(build, chooses_serials=True)
+        return ProviderKind(build, chooses_serials=True, leavings=partial(leavings, VaultLocal()))
 
     async def reached(self, what: str) -> None:
         """One request arrives; ProviderUnavailable while the server is down."""

@@ -180,7 +180,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(SetConfiguration, request_ids, instants, indexes, epochs, configurations),
     st.builds(SetIntermediate, request_ids, instants, epochs, root_ids, tuples(texts), texts, instants, backends),
     st.builds(AbortChange, request_ids, instants, texts, texts, st.one_of(st.none(), instants)),
-    st.builds(ProviderRetired, instants, root_ids, epochs),
+    st.builds(ProviderRetired, instants, root_ids, epochs, st.sampled_from(["", "r1", "r2"])),
     st.builds(PruneRoots, instants, epochs, tuples(root_ids)),
     st.builds(IssueLeaves, instants, root_ids, epochs, tuples(orders)),
     st.builds(

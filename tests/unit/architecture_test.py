@@ -29,6 +29,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "",
             "acl",
             "agent",
+            "cleanup",
             "completion",
             "connect_ca",
             "flags",
@@ -68,6 +69,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         "authority": {
             "",
             "authority",
+            "cleanups",
             "clock_guard",
             "custody",
             "gate",
@@ -119,6 +121,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "vault.fitness",
             "vault.kind",
             "vault.login",
+            "vault.naming",
             "vault.preflight",
             "vault.provider",
             "vault.session",
@@ -128,7 +131,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
         },
         "client": {"", "client"},
     },
-    {"": {"acl", "acl_requests", "acl_wire", "archive", "requests", "wire"}},
+    {"": {"acl", "acl_requests", "acl_wire", "archive", "cleanup_requests", "requests", "wire"}},
     {
         "state": {
             "",

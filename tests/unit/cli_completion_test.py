@@ -19,7 +19,7 @@ from caserver.cli.completion import candidates
     [
         ("conn", ["connect"]),
         ("connect ", ["ca"]),
-        ("connect ca ", ["get-config", "leaf", "roots", "set-config", "sign"]),
+        ("connect ca ", ["cleanup", "get-config", "leaf", "roots", "set-config", "sign"]),
         ("connect ca s", ["set-config", "sign"]),
         ("snapshot r", ["restore"]),
         ("snapshot save -st", ["-stale"]),

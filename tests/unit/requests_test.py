@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caserver.cleanup_requests import CleanupForgotten, CleanupsRead, ForgetCleanup, OwedCleanup, ReadCleanups
 from caserver.errors import CaserverError, CommitUnknown, Conflict, InvalidRequest, NotLeader, RateLimited, Unavailable
 from caserver.fields import Secret
 from caserver.requests import (
@@ -61,6 +62,8 @@ REQUESTS = st.one_of(
     st.builds(ChangeConfiguration, body=TEXTS, cas=st.none() | st.integers(0), force=st.booleans()),
     st.builds(ReadIndex, consistent=st.booleans()),
     st.builds(ReadServers, consistent=st.booleans()),
+    st.builds(ReadCleanups),
+    st.builds(ForgetCleanup, cleanup_id=TEXTS),
     st.builds(TransferLeadership, to=st.none() | TEXTS, away_from=TEXTS),
 )
 
@@ -80,6 +83,9 @@ def test_a_request_arrives_as_it_was_sent(caller: Caller, request: Request) -> N
         ServersRead(()),
         ServersRead((SERVER,)),
         LeadershipMoved("n2"),
+        CleanupsRead(()),
+        CleanupsRead((OwedCleanup("3-aabbccdd", "vault", "https://v", "team", "inter", ("a key", "x"), 17, "down"),)),
+        CleanupForgotten(9),
     ],
 )
 def test_an_answer_arrives_as_it_was_sent(answer: Answer) -> None:
@@ -131,6 +137,9 @@ def _altered(**changes: object) -> bytes:
         _altered(source=None),
         _altered(operation="read_index", arguments={"consistent": 1}),
         _altered(operation="transfer_leadership", arguments={"to": 5, "away_from": "n1"}),
+        _altered(operation="forget_cleanup", arguments={"cleanup_id": 5}),
+        _altered(operation="forget_cleanup", arguments={"cleanup_id": "5", "more": 1}),
+        _altered(operation="read_cleanups", arguments={"more": 1}),
         _altered(operation="change_configuration", arguments={"body": "", "cas": True, "force": False}),
     ],
 )
@@ -152,6 +161,8 @@ def test_a_frame_that_is_not_exactly_known_is_refused_without_being_quoted(frame
         b'{"version":1,"leader":5}',
         b'{"version":1,"servers":[5]}',
         b'{"version":1,"servers":[{"name":"n1"}]}',
+        b'{"version":1,"cleanups":[{"id":"1"}]}',
+        b'{"version":1,"forgotten_at":"5"}',
     ],
 )
 def test_an_answer_that_is_not_exactly_known_is_refused(frame: bytes) -> None:

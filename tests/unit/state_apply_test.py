@@ -565,6 +565,16 @@ class TestRetiring:
         assert again.change.epoch == owed.epoch + 1
         assert applied(again, ProviderRetired(NOW, RootID(""), owed.epoch)).retiring == ()
 
+    def test_what_an_operator_gives_up_is_struck_once_and_the_retry_finds_that(self):
+        state = rotated(initialized(), NEW, retire_not_before=NOW + 10)
+        forgotten = ProviderRetired(NOW, OLD, 1, request_id="r7")
+        after = applied(state, forgotten)
+
+        assert after.retiring == ()
+        assert after.requests["r7"].result == "forgotten"
+        assert refused(after, forgotten).reason == Reason.DUPLICATE_REQUEST
+        assert refused(after, replace(forgotten, request_id="r8")).reason == Reason.NO_SUCH_ROOT
+
 
 class TestReseal:
     def test_replaces_every_value_by_its_name(self):

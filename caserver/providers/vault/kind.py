@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 from caserver.authority.ports import Provider, ProviderFactory, ProviderKind
 from caserver.environment import Clock, Workers
 from caserver.fields import Secret
+from caserver.providers.vault.naming import leavings
 from caserver.state.configuration import CAConfiguration
 from caserver.state.model import CARoot
 from caserver.state.vault_configuration import VaultLocal
@@ -29,4 +30,4 @@ def vault_kind(local: VaultLocal, *, clock: Clock, workers: Workers, pool_size: 
     ) -> Provider:
         return factory()(configuration, trust_domain=trust_domain, root=root, root_key=root_key)
 
-    return ProviderKind(build=build, chooses_serials=True)
+    return ProviderKind(build=build, chooses_serials=True, leavings=partial(leavings, local))

@@ -37,6 +37,7 @@ from caserver.providers.vault.crossing import cross_signed, crossing_request
 from caserver.providers.vault.endpoint import Endpoint, resolve
 from caserver.providers.vault.engine import Issuer, LeafRequest, Mount, PKIEngine, Presence
 from caserver.providers.vault.fitness import is_issued_by, lifetime_warnings, root_faults
+from caserver.providers.vault.naming import cluster_id_of, engine_description, key_name
 from caserver.providers.vault.session import VaultSession
 from caserver.providers.vault.upkeep import LOOK_SOON, Upkeep
 from caserver.state.configuration import CAConfiguration
@@ -295,7 +296,7 @@ class VaultProvider:
 
     @property
     def _cluster_id(self) -> str:
-        return self._trust_domain.partition(".")[0]
+        return cluster_id_of(self._trust_domain)
 
     @property
     def _role(self) -> str:
@@ -303,11 +304,10 @@ class VaultProvider:
 
     @property
     def _description(self) -> str:
-        """By which we know an engine that we mounted, even after a change that left no other trace."""
-        return f"intermediate CA of caserver cluster {self._cluster_id}"
+        return engine_description(self._trust_domain)
 
     def _name(self, epoch: int) -> str:
-        return f"caserver-{self._cluster_id}-{epoch}"
+        return key_name(self._trust_domain, epoch)
 
     def _where(self, engine: PKIEngine) -> str:
         return f"{engine.path} (namespace {engine.namespace})" if engine.namespace else engine.path
