@@ -20,15 +20,13 @@ SECRET_FILE = "cluster_secret"  # noqa: S105 - the name of a file
 def own_secret(data_dir: Path, entropy: Entropy) -> bytes:
     """The secret in ``data_dir``, made and durable on return if this is the first start there.
 
-    Corrupt, with the remedy, if it cannot be read or is missing beside data; OSError if another process is starting there.
+    Corrupt, with the remedy, if it cannot be read or is missing beside data; OSError if another process uses
+    the directory.
     """
-    found = _read(data_dir)
-    if found is not None:
-        return found
     disk = PosixDisk(data_dir)
     try:
-        disk.lock()
-        found = _read(data_dir)  # once more: another start may have made it before the lock was taken
+        disk.lock()  # before the first look: what is not there yet, another start may be making
+        found = _read(data_dir)
         return _made(data_dir, disk, entropy) if found is None else found
     finally:
         disk.close()

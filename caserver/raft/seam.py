@@ -78,11 +78,11 @@ _METHODS = (
 )
 
 
-def assert_names() -> None:
-    """RuntimeError unless the installed pysyncobj is the version, with the private names, that this module drives."""
+def assert_names(version: str = VERSION) -> None:
+    """RuntimeError unless pysyncobj, installed as ``version``, is that with the private names that this module drives."""
     fault = None
-    if VERSION != PYSYNCOBJ_VERSION:
-        fault = f"version {VERSION} is installed"
+    if version != PYSYNCOBJ_VERSION:
+        fault = f"version {version} is installed"
     mentioned = set(_names_in(SyncObj))
     missing = [name for name in _FIELDS if f"_SyncObj__{name}" not in mentioned]
     missing += [name for name in _METHODS if not callable(getattr(SyncObj, f"_SyncObj__{name}", None))]

@@ -6,6 +6,7 @@ import pytest
 
 from caserver.errors import Corrupt
 from caserver.own_secret import SECRET_FILE, own_secret
+from caserver.raft.disk import PosixDisk
 from tests.testkit.fakes import SeededEntropy
 
 
@@ -47,22 +48,17 @@ def test_of_two_starts_at_the_same_time_one_makes_the_secret(tmp_path: Path) -> 
     assert "another caserver process uses the data directory" in refused[0]
 
 
-def test_a_start_that_came_second_uses_the_secret_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked = Path.read_text
-    first: list[bytes] = []
+def test_a_start_beside_a_running_node_does_not_even_look(tmp_path: Path) -> None:
+    made = own_secret(tmp_path, SeededEntropy())
+    running = PosixDisk(tmp_path)
+    running.lock()
+    try:
+        with pytest.raises(BlockingIOError, match="another caserver process uses the data directory"):
+            own_secret(tmp_path, SeededEntropy(2))
+    finally:
+        running.close()
 
-    def read_text(path: Path, *arguments: object) -> str:
-        try:
-            return looked(path)
-        except FileNotFoundError:
-            if not first:  # the other one starts and ends right after the first look
-                first.append(b"")
-                first[0] = own_secret(tmp_path, SeededEntropy(2))
-            raise
-
-    monkeypatch.setattr(Path, "read_text", read_text)
-
-    assert own_secret(tmp_path, SeededEntropy()) == first[0] == stored(tmp_path)
+    assert own_secret(tmp_path, SeededEntropy(2)) == made
 
 
 @pytest.mark.parametrize("left", ["lost+found/", "cluster_secret.new", "lock"])
