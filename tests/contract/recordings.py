@@ -25,7 +25,7 @@ RUNS = _load("runs.jsonl")
 # What is not replayed: patterns of names -> why.
 OUT_OF_SCOPE: Mapping[str, str] = {
     "c08-*-acl-*": "are replayed in tests/contract/acl_commands_test.py, against a node that asks for tokens",
-    "c08-snapshot-*": "are replayed in tests/unit/cli_snapshot_test.py, whose server sends archives",
+    "c08-snapshot-*": "are replayed in tests/contract/cli_snapshot_test.py, whose server sends archives",
     "c08-connect-envoy-bootstrap": "runs a local agent's service catalog, which is no part of a certificate authority",
     "c08-connect-proxy-register": "registers a service, which is no part of a certificate authority",
     "c04-config-after-prune": "shows a configuration that is refused here (SkipValidate), as does the next",
