@@ -28,16 +28,21 @@ _DIGITS_MAX = 18  # no setting needs more, and int() of thousands of digits rais
 
 _SIMPLE_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
-# Heredocs, comments and strings, which are left as they are; and quoted keys at the beginning of a statement.
-_STATEMENTS = re.compile(
-    r"""
+# Heredocs, comments and strings are left as they are.
+_TEXTS = r"""
     <<-?(?P<mark>[A-Za-z][\w.-]*)\r?\n(?:.*\n)*?[ \t]*(?P=mark)(?=\r?\n|\Z)
-    | \#.* | //.* | /\*(?:.|\n)*?\*/
-    | (?P<before>(?:\A|(?<=[\n{}"\]]))[ \t]*)"(?P<key>[^"\\\n$%]+)"(?P<after>[ \t]*(?:=(?!=)|\{))
-    | "(?:[^"\\]|\\.)*"
-    """,
+    | \#.* | //.* | /\*(?:.|\n)*?\*/"""
+_STRING = r"""| "(?:[^"\\]|\\.)*" """
+# Quoted keys at the beginning of a statement.
+_STATEMENTS = re.compile(
+    _TEXTS
+    + r"""| (?P<before>(?:\A|(?<=[\n{}"\],]))[ \t]*)"(?P<key>[^"\\\n$%]+)"(?P<after>[ \t]*(?:=(?!=)|\{))"""
+    + _STRING,
     re.VERBOSE,
 )
+_PUNCTUATION = re.compile(_TEXTS + _STRING + r"| (?P<sign>[][(){},])", re.VERBOSE)
+_LOOK_BACK = 256  # blanks between that and the brace, at most
+_EXPRESSION_BEFORE = "=:,[({"  # what stands before the brace of an object; that of a block follows a name
 # Blocks that Consul takes several times in one file.
 _LISTED = {"check", "service", "watches"}
 _SURROGATES = range(0xD800, 0xE000)
@@ -130,7 +135,7 @@ def parse_hcl(name: str, text: str) -> Document:
 
     try:
         mark = _mark(text)
-        tree = hcl2.parses_to_tree(_unquoted_keys(text, mark))
+        tree = hcl2.parses_to_tree(_as_hcl2(_unquoted_keys(text, mark)))
         reader = _Hcl(name, mark)
         values = reader.body(tree.children[0], ())
     except UnexpectedToken as exc:
@@ -164,6 +169,33 @@ def _unquoted_keys(text: str, mark: str) -> str:
         return found["before"] + mark + key.encode("utf-8", "surrogatepass").hex() + found["after"]
 
     return _STATEMENTS.sub(replace, text)
+
+
+def _as_hcl2(text: str) -> str:
+    """HCL without what HCL 1 takes and HCL 2 does not: commas between statements, and blocks within an object.
+
+    Lines stay where they are.
+    """
+    within: list[bool] = []  # whether each open bracket is that of a block
+
+    def replace(found: re.Match[str]) -> str:
+        sign = found["sign"]
+        if sign is None:
+            return found[0]
+        in_block = not within or within[-1]
+        if sign == "," and in_block:
+            return " "
+        if sign in "[({":
+            before = text[max(0, found.start() - _LOOK_BACK) : found.start()].rstrip()[-1:]
+            follows_name = sign == "{" and before not in _EXPRESSION_BEFORE
+            within.append(in_block and follows_name)
+            if follows_name and not in_block:
+                return "= {"
+        elif sign != "," and within:
+            within.pop()
+        return sign
+
+    return _PUNCTUATION.sub(replace, text)
 
 
 def _failed(where: str, problem: str, remedy: str, name: str = "") -> Document:

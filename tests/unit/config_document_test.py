@@ -253,3 +253,41 @@ def test_a_key_is_what_it_says_whatever_quoted_ones_are_turned_into(key: str) ->
 
     assert not found.faults
     assert found.values == {key: 1, "X-Site": 2, "t": {f"{key}a": 3}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a { b = 1, c = [1, 2], d = { e = 1, f = "x, y" }, g { h = true, "i j" = "k" } }',
+        'a {\n  b = 1,\n  c = [1, 2,],\n  d = { e = 1, f = "x, y" },\n  g { h = true, "i j" = "k", },\n}\n',
+        'a { b = 1 # one, two\n c = [1, 2], d = { e = 1, f = "x, y" } /* , */, g { "h" = true, "i j" = "k" } }',
+    ],
+)
+def test_statements_may_be_separated_by_commas(text: str) -> None:
+    """As in HCL 1, which Consul reads."""
+    read = document.parse_hcl("f", text)
+
+    assert not read.faults
+    assert read.values == {"a": {"b": 1, "c": [1, 2], "d": {"e": 1, "f": "x, y"}, "g": {"h": True, "i j": "k"}}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a = { b = true, c { d = "e" } }',
+        'a = {\n b = true\n c {\n  "d" = "e"\n }\n}',
+        'a = { b = true "c" { d = "e" } }',
+    ],
+)
+def test_a_block_may_stand_in_an_object(text: str) -> None:
+    read = document.parse_hcl("f", text)
+
+    assert not read.faults
+    assert read.values == {"a": {"b": True, "c": {"d": "e"}}}
+
+
+def test_a_comma_of_a_heredoc_is_its_own() -> None:
+    read = document.parse_hcl("f", 'a { b = <<EOF\nx, { y,\nEOF\n c = "}, {" , d = 1 }, e = 2')
+
+    assert not read.faults
+    assert read.values == {"a": {"b": "x, { y,\n", "c": "}, {", "d": 1}, "e": 2}
