@@ -133,7 +133,7 @@ class _Agent:
         self._entropy = entropy
         # Before anything starts: files that nobody can serve with must not let this node win an election first.
         self._front = front(config)
-        own = {config.node_name: (config.bind_addr, config.ports.server)}
+        own = {config.node_name: (config.own_address, config.ports.server)}
         self._servers = {name: (peer.address, peer.server_port) for name, peer in config.peers.items()} or own
         peers = set(config.peers) - {config.node_name}
         self._shares = Shares.of(raise_limit(), listeners=len(self._front.listeners), peers=len(peers))

@@ -105,7 +105,7 @@ def encode_settings(config: AgentConfig, *, contact_max: float) -> Document:
 
 
 def _own(config: AgentConfig, contact_max: float) -> Document:
-    host = config.peers[config.node_name].address if config.node_name in config.peers else config.bind_addr
+    host = config.own_address
     port = config.peers[config.node_name].server_port if config.node_name in config.peers else config.ports.server
     return {
         "ACLDatacenter": config.datacenter,

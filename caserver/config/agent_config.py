@@ -26,7 +26,7 @@ from caserver.config.listeners import (
     read_ports,
 )
 from caserver.config.reading import Reading
-from caserver.config.servers import Peer, check_joins, read_node_name, read_peers, read_secrets
+from caserver.config.servers import Peer, check_joins, read_node_name, read_own_address, read_peers, read_secrets
 from caserver.config.sources import Keys
 from caserver.config.tls_settings import JudgeTLS, TLSFiles, read_tls
 from caserver.errors import InvalidConfig
@@ -38,6 +38,7 @@ KEYS = Keys(
         "datacenter",
         "data_dir",
         "bind_addr",
+        "advertise_addr",
         "client_addr",
         "addresses.http",
         "addresses.https",
@@ -117,6 +118,7 @@ class AgentConfig:
     dev: bool
     rejoin: bool  # start although this node's data is gone and its peers know it
     bind_addr: str
+    own_address: str  # what this server is known by
     listen: ListenOn
     ports: Ports
     peers: Mapping[str, Peer]  # by name, this node included; empty = a single node
@@ -186,13 +188,15 @@ def _read(reading: Reading, judge_ca: JudgeCA | None, judge_tls: JudgeTLS | None
     check_joins(reading, {key: given[key] for key in JOIN_KEYS if key in given}, peers, node_name)
     tls = read_tls(reading, top, judge_tls)
     multiplier, hold_timeout = _performance(reading, top.mapping("performance"))
+    bind_addr = read_address(top, "bind_addr", peers[node_name].address if node_name in peers else "127.0.0.1")
     config = AgentConfig(
         node_name=node_name,
         datacenter=_datacenter(top),
         data_dir=_data_dir(reading, top),
         dev=reading.dev,
         rejoin=rejoin,
-        bind_addr=read_address(top, "bind_addr", peers[node_name].address if node_name in peers else "127.0.0.1"),
+        bind_addr=bind_addr,
+        own_address=read_own_address(reading, top, peers.get(node_name), bind_addr=bind_addr),
         listen=read_listen_on(reading, top),
         ports=read_ports(reading, top.mapping("ports"), peers.get(node_name), has_tls=tls is not None),
         peers=peers,

@@ -10,7 +10,7 @@ from __future__ import annotations
 IGNORED: dict[str, frozenset[str]] = {
     "": frozenset(
         """
-        advertise_addr advertise_addr_wan advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan_ipv4
+        advertise_addr_wan advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan_ipv4
         advertise_addr_wan_ipv6 advertise_reconnect_timeout alt_domain audit auto_config auto_encrypt auto_reload_config
         autopilot bootstrap cloud
         cache check check_output_max_size check_update_interval checks config_entries default_query_time

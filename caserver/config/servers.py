@@ -81,6 +81,24 @@ def _peer(reading: Reading, name: str, fields: Fields) -> Peer:
     return peer
 
 
+def read_own_address(reading: Reading, top: Fields, own: Peer | None, *, bind_addr: str) -> str:
+    """What this server is known by: its peer block says so, else ``advertise_addr``, else what it binds."""
+    if own is not None:
+        if top.has("advertise_addr"):
+            reading.ignored.append("advertise_addr")
+        return own.address
+    advertised = read_address(top, "advertise_addr", "")
+    if is_wildcard(advertised):
+        problem = f'"{advertised}" stands for every address'
+        top.fault("advertise_addr", problem, "give the one that this server is known by")
+    if advertised or not is_wildcard(bind_addr):
+        return advertised or bind_addr
+    here = sorted(
+        interfaces_here(), key=lambda each: (not each.private, each.address.is_loopback, each.address.version)
+    )
+    return str(here[0].address) if here else "127.0.0.1"
+
+
 def _check_endpoints(reading: Reading, peers: Mapping[str, Peer]) -> None:
     taken: dict[tuple[str, int], str] = {}
     for name, peer in peers.items():

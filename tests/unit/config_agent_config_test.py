@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -479,3 +480,22 @@ def test_the_examples_of_three_nodes_agree() -> None:
     assert len({config.node_name for config in configs}) == 3
     assert all(config.peers == configs[0].peers for config in configs)
     assert {config.node_name for config in configs} == set(configs[0].peers)
+
+
+def test_a_single_server_is_known_by_what_it_advertises(tmp_path: Path) -> None:
+    """Not by the address that stands for all: no client could do anything with it."""
+    bound = {**SINGLE, "bind_addr": "0.0.0.0"}
+
+    assert load({**bound, "advertise_addr": "10.9.8.7"}, at=tmp_path).own_address == "10.9.8.7"
+    assert load({**SINGLE, "bind_addr": "127.0.0.2"}, at=tmp_path).own_address == "127.0.0.2"
+    assert ipaddress.ip_address(load(bound, at=tmp_path).own_address).is_unspecified is False
+    assert faults({**bound, "advertise_addr": "::"}, at=tmp_path) == [
+        '0.json: advertise_addr: "::" stands for every address; give the one that this server is known by'
+    ]
+
+
+def test_a_server_of_a_cluster_is_known_by_its_peer_block(tmp_path: Path) -> None:
+    config = load({**CLUSTER, "bind_addr": "0.0.0.0", "advertise_addr": '{{ GetInterfaceIP "none" }}'}, at=tmp_path)
+
+    assert config.own_address == "10.0.0.1"
+    assert any("ignored: advertise_addr" in each for each in config.warnings)
