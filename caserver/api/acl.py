@@ -142,14 +142,14 @@ async def put_token(node: NodeView, call: Call) -> Reply:
 
 
 async def _clone_token(node: NodeView, call: Call) -> Reply:
-    document = decode_token(_text(call))
+    description = decode_token(_text(call)).description if call.body.strip() else ""  # Consul takes no body, too
     _check(node, call)
     secret = _secret_from(node)
     request = CloneToken(
         source_id=call.tail.removesuffix(_CLONE).lower(),
         accessor_id=new_id(node.entropy.bytes(16)),
         secret=secret.reveal(),
-        description=document.description,
+        description=description,
     )
     token, acl = await _written_token(node, call, request)
     return _json(node, call, encode_token(token, acl, secret=secret))

@@ -135,6 +135,9 @@ async def test_a_clone_stands_for_the_same_under_another_secret(world: World) ->
     same = json.loads((await put(world, path, {})).text)
     named = json.loads((await put(world, path, {"Description": "second"})).text)
 
+    nothing_said = await world.fetch("PUT", path, {"X-Consul-Token": MASTER})
+
+    assert json.loads(nothing_said.text)["Description"] == "first"
     assert (same["Description"], named["Description"]) == ("first", "second")
     assert same["Policies"] == token["Policies"]
     assert len({token["SecretID"], same["SecretID"], named["SecretID"]}) == 3

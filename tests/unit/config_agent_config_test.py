@@ -484,7 +484,7 @@ def test_the_examples_of_three_nodes_agree() -> None:
 
 def test_a_single_server_is_known_by_what_it_advertises(tmp_path: Path) -> None:
     """Not by the address that stands for all: no client could do anything with it."""
-    bound = {**SINGLE, "bind_addr": "0.0.0.0"}
+    bound = {**SINGLE, "bind_addr": "::"}
 
     assert load({**bound, "advertise_addr": "10.9.8.7"}, at=tmp_path).own_address == "10.9.8.7"
     assert load({**SINGLE, "bind_addr": "127.0.0.2"}, at=tmp_path).own_address == "127.0.0.2"
@@ -495,7 +495,7 @@ def test_a_single_server_is_known_by_what_it_advertises(tmp_path: Path) -> None:
 
 
 def test_a_server_of_a_cluster_is_known_by_its_peer_block(tmp_path: Path) -> None:
-    config = load({**CLUSTER, "bind_addr": "0.0.0.0", "advertise_addr": '{{ GetInterfaceIP "none" }}'}, at=tmp_path)
+    config = load({**CLUSTER, "bind_addr": "::", "advertise_addr": '{{ GetInterfaceIP "none" }}'}, at=tmp_path)
 
     assert config.own_address == "10.0.0.1"
     assert any("ignored: advertise_addr" in each for each in config.warnings)
