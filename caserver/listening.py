@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+from asyncio import sslproto
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ NOTICE_SECONDS = 60.0  # between two log lines that say the same
 _BACKLOG = 1024
 _AT_ONCE = 16  # connections taken in before everything else gets a turn
 _READ_BYTES = 64 << 10
+_TLS_BYTES = 32 << 10  # two records
 
 _log = structlog.get_logger("caserver.listening")
 
@@ -46,6 +48,12 @@ class Limits:
 
 
 Address = tuple[str, int] | UnixSocket
+
+
+class _NarrowTLS(sslproto.SSLProtocol):
+    """TLS of one connection, whose buffer many can have: asyncio's own takes a quarter of a megabyte for each."""
+
+    max_size = _TLS_BYTES
 
 
 class Listening:
@@ -239,4 +247,16 @@ async def _welcomed(
 ) -> None:
     """Hand the connection to what serves it, after the handshake where there is TLS."""
     loop = asyncio.get_running_loop()
-    await loop.connect_accepted_socket(lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=seconds)
+    if tls is None:
+        await loop.connect_accepted_socket(lambda: protocol, connection)
+        return
+    shaken: asyncio.Future[None] = loop.create_future()
+    limit: Any = seconds  # typeshed wants an int
+    narrow = _NarrowTLS(loop, protocol, tls, shaken, server_side=True, ssl_handshake_timeout=limit)
+    transport, _ = await loop.connect_accepted_socket(lambda: narrow, connection)
+    transport.set_write_buffer_limits(high=0)
+    try:
+        await shaken
+    except BaseException:
+        transport.close()
+        raise

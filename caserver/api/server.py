@@ -25,6 +25,7 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 
 from caserver.acl import Resource
 from caserver.api import status
+from caserver.api.connection import LINGER_BYTES, PIECE, Answer, Connection
 from caserver.api.origin import Hosts, Restrictions, refuse_exposed
 from caserver.api.pace import Pace
 from caserver.api.query import BROKEN_ESCAPE, Body, Call, NodeView, Readiness, Reply, metadata, parse, token_of
@@ -42,6 +43,7 @@ SHUTDOWN_DEADLINE = 10.0  # seconds for requests in progress when the server clo
 FLUSH_DEADLINE = 1.0  # seconds for answers that are made to leave then
 CONNECTIONS_PER_CLIENT = 200
 CONNECTIONS = 1024
+UPLOAD_PIECE = 256 << 10  # bytes of a file that are taken in at a time
 DOUBTFUL_BODIES = 16  # bodies that callers who will probably be refused may send at a time
 _TEXT = "text/plain; charset=utf-8"
 _HTML = "text/html; charset=utf-8"
@@ -72,14 +74,6 @@ class Listener:
         return self.host if isinstance(self.host, UnixSocket) else (self.host, self.port)
 
 
-class _Answer(web.Response):
-    """A response without the server's name and version."""
-
-    async def _prepare_headers(self) -> None:
-        await super()._prepare_headers()
-        self.headers.popall(hdrs.SERVER, None)
-
-
 class _Stream(web.StreamResponse):
     """A response in chunks without the server's name and version."""
 
@@ -88,34 +82,17 @@ class _Stream(web.StreamResponse):
         self.headers.popall(hdrs.SERVER, None)
 
 
-class _Protocol(web.RequestHandler):
-    """One connection; a request that is not HTTP is answered as Go does, with a bare status."""
-
-    __slots__ = ("listener",)
-    listener: _Served
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """Bare answer to what the HTTP parser refused; the connection ends."""
-        answer = _Answer(status=status)
-        answer.force_close()
-        return answer
-
-
 class _HttpServer(web.Server):
     """What serves the connections of all listeners."""
 
     def __init__(self, handler: Any, **options: Any) -> None:
         super().__init__(handler, handler_cancellation=True)
-        self._options = options
+        self._options = options | {"piece": memoryview(bytearray(PIECE))}
         self.served: list[_Served] = []
 
-    def connection(self, listener: _Served) -> web.RequestHandler:
+    def connection(self, listener: _Served) -> Connection:
         """A new connection of a listener."""
-        made = _Protocol(self, loop=asyncio.get_running_loop(), **self._options)
-        made.listener = listener
-        return made
+        return Connection(self, listener=listener, loop=asyncio.get_running_loop(), **self._options)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Called by every connection that ends."""
@@ -178,6 +155,7 @@ class ApiServer:
         http = self._http = _HttpServer(
             self._handle,
             keepalive_timeout=self._idle_deadline,
+            stalled=self._idle_deadline,
             auto_decompress=False,
             access_log=None,
             logger=_aiohttp_log,
@@ -246,6 +224,8 @@ class ApiServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The edge: every request ends in an answer here, whatever happens below."""
         self._under_way += 1
+        if isinstance(request.protocol, Connection):
+            request.protocol.begin(request)
         try:
             await self._in_turn(request)
             route, reply = await self._answer(request)
@@ -261,7 +241,7 @@ class ApiServer:
         response = _respond(request, reply, vary=route is not None)
         if route is not None:
             response.headers.update(self._restrictions.headers)
-        if self._closing is not None:
+        if self._closing is not None or _leaves_much(request):
             response.force_close()
         return response
 
@@ -329,6 +309,7 @@ class ApiServer:
                 return reply
             if route.admission is not None:
                 return await self._run_upload(request, route, call, route.admission)
+            _check_length(request, route.body_max)
             async with self._place(request, route, call):
                 body = await self._read_body(request, route.body_max)
                 return await self._write(request.method, route, replace(call, body=body))
@@ -365,9 +346,10 @@ class ApiServer:
 
     async def _take_in(self, request: web.BaseRequest, file: BinaryIO, limit: int) -> None:
         """The body into a file; its end may take long to come, but not the next part of it."""
-        if (request.content_length or 0) > limit:
-            raise _too_large(limit)
+        _check_length(request, limit)
         await _invite(request)
+        if request.body_exists:
+            request.content.set_read_chunk_size(UPLOAD_PIECE)
         size = 0
         try:
             while chunk := await within(self._node.clock, BODY_DEADLINE, request.content.readany()):
@@ -392,8 +374,6 @@ class ApiServer:
             raise
 
     async def _read_body(self, request: web.BaseRequest, limit: int) -> bytes:
-        if (request.content_length or 0) > limit:
-            raise _too_large(limit)
         await _invite(request)
         if request.content.is_eof():  # small bodies arrive with their head
             return _limited(request.content.read_nowait(), limit)
@@ -439,6 +419,12 @@ async def _collect(request: web.BaseRequest, limit: int) -> bytes:
     return bytes(body)
 
 
+def _check_length(request: web.BaseRequest, limit: int) -> None:
+    """TooLarge for a body that says so itself, before any of it is read."""
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+
+
 def _limited(body: bytes, limit: int) -> bytes:
     if len(body) > limit:
         raise _too_large(limit)
@@ -460,9 +446,15 @@ def _forget(task: asyncio.Task[Reply]) -> None:
         _log.warning("abandoned_write_failed", error=type(exc).__name__)
 
 
+def _leaves_much(request: web.BaseRequest) -> bool:
+    """Whether more of the body is to come than is worth the connection, or perhaps nothing, for want of an invitation."""
+    if request.content.is_eof():
+        return False
+    return request.content_length is None or request.content_length > LINGER_BYTES or hdrs.EXPECT in request.headers
+
+
 def _is_exposed(request: web.BaseRequest) -> bool:
-    listener = getattr(request.protocol, "listener", None)
-    return listener is None or bool(listener.exposed)
+    return not isinstance(request.protocol, Connection) or request.protocol.listener.exposed
 
 
 def _address(request: web.BaseRequest) -> str:
@@ -571,4 +563,4 @@ def _respond(request: web.BaseRequest, reply: Reply, *, vary: bool) -> web.Strea
             body = reply.body.gzipped
             headers[hdrs.CONTENT_ENCODING] = "gzip"
     headers[hdrs.CONTENT_LENGTH] = str(len(body))
-    return _Answer(body=body, status=reply.status, headers=headers)
+    return Answer(body=body, status=reply.status, headers=headers)

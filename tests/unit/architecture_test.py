@@ -46,6 +46,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "acl_reference",
             "agent",
             "connect_ca",
+            "connection",
             "metrics",
             "nodes",
             "openapi",
