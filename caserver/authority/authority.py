@@ -70,6 +70,7 @@ HMAC_KEY_BYTES = 32
 INSPECT_MAX = 30.0  # seconds that the first look at a provider may take
 BACKOFF_MIN = 1.0  # seconds before office is tried to be taken again; doubles up to
 BACKOFF_MAX = 60.0
+ANNOUNCED_MAX = 256  # writes that are remembered, to be announced once however often they are tried
 
 _log = structlog.get_logger(__name__)
 
@@ -155,6 +156,7 @@ class Authority:
             log, custody=self._custody, rotation=self._rotation, clock=clock, why=self._maintenance.why_owed
         )
         self._trouble: str | None = None
+        self._announced: dict[str, None] = {}  # request ids, oldest first
 
     @property
     def token_expires_at(self) -> float | None:
@@ -204,7 +206,7 @@ class Authority:
             case ChangeConfiguration():
                 self._guard.require()
                 request_id = caller.request_id or self._entropy.bytes(16).hex()
-                _log.info("CA configuration write", source=caller.source, request_id=request_id)
+                self._announce(caller, request_id)
                 return await self._rotation.change(request, request_id, still=self._admission(caller, request))
             case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
                 return await self._restoration.execute(caller, request, still=self._admission(caller, request))
@@ -216,6 +218,15 @@ class Authority:
                 return ReadAt(self._log.state.index)
             case _:
                 assert_never(request)
+
+    def _announce(self, caller: Caller, request_id: str) -> None:
+        """Log a write, once: while it is held it comes again and again under the same id."""
+        if request_id in self._announced:
+            return
+        self._announced[request_id] = None
+        if len(self._announced) > ANNOUNCED_MAX:
+            del self._announced[next(iter(self._announced))]
+        _log.info("CA configuration write", source=caller.source, request_id=request_id)
 
     async def run(self) -> None:
         """Take office whenever this node becomes leader and leave it when it stops leading; until cancelled.

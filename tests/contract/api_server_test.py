@@ -138,6 +138,20 @@ async def test_a_change_decided_on_a_stale_index_is_a_conflict() -> None:
     assert (stale.status, right.status, odd.status) == (409, 200, 400)
 
 
+async def test_a_write_that_is_tried_again_and_again_is_logged_once() -> None:
+    body = b'{"Provider":"consul","Config":{"LeafCertTTL":"48h"}}'
+    async with running(dev=False, node="n1", leader="n2") as world:
+        (lead,) = [view for view in world.log.views if view.node == "n2"]
+        lead.fail_next(3)
+        with capture_logs() as logs:
+            put = await world.fetch("PUT", CONFIGURATION, body=body, advance=10.0)
+            again = await world.fetch("PUT", CONFIGURATION, body=body)
+
+    writes = [each for each in logs if each["event"] == "CA configuration write"]
+    assert (put.status, again.status, world.hop.sent > 4) == (200, 200, True)
+    assert len(writes) == len({each["request_id"] for each in writes}) == 2
+
+
 async def test_a_change_through_a_follower_is_in_force_there() -> None:
     async with running(dev=False, node="n1", leader="n2") as world:
         put = await world.fetch("PUT", CONFIGURATION, body=b'{"Provider":"consul","Config":{"LeafCertTTL":"48h"}}')
