@@ -8,9 +8,10 @@ the copy has caught up. While no leader is known the copy is trusted, or everyth
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 from caserver.acl import Permission
-from caserver.authority.gate import DENIED, OPEN, Gate, recorded
+from caserver.authority.gate import DENIED, OPEN, UNKNOWN_TOKEN, Gate, recorded
 from caserver.authority.ports import Log
 from caserver.environment import Clock, within
 from caserver.errors import CaserverError, PermissionDenied
@@ -57,20 +58,37 @@ class NodeGate:
 
     async def require(self, caller: Caller, permission: Permission | None, *, operation: str) -> None:
         """PermissionDenied, written down, unless the caller may."""
-        refusal = await self.refusal(caller, permission)
+        refusal = await self._refusal(caller, permission)
         if refusal is not None:
             raise recorded(self._gate, refusal, caller, permission, operation=operation)
 
-    async def refusal(self, caller: Caller, permission: Permission | None) -> PermissionDenied | None:
-        """Why the caller may not, None if it may; for what is only left out of an answer."""
+    async def covered(self, caller: Caller, permissions: Sequence[Permission], *, operation: str) -> list[bool]:
+        """Which of these the caller has, for what is left out of an answer otherwise.
+
+        PermissionDenied, written down, for a token that is not known or has expired.
+        """
+        for permission in permissions:
+            refusal = await self._refusal(caller, permission)
+            if refusal is None:
+                continue
+            if refusal.detail == UNKNOWN_TOKEN:
+                raise recorded(self._gate, refusal, caller, permission, operation=operation)
+            break  # this node's copy is as fresh now as it gets
+        return [self._refusal_now(caller, permission) is None for permission in permissions]
+
+    async def _refusal(self, caller: Caller, permission: Permission | None) -> PermissionDenied | None:
+        """Why the caller may not, None if it may."""
+        refusal = self._refusal_now(caller, permission)
         leadership = self._log.leadership
-        if permission is not None and self._down_deny and leadership.leader is None:
-            return PermissionDenied(DENIED)
-        refusal = self._gate.refusal(caller, permission)
         if refusal is None or caller.token is None or leadership.is_leader or leadership.leader is None:
             return refusal
         with contextlib.suppress(TimeoutError, CaserverError):
             await within(self._clock, CATCH_UP, self._catch_up())
+        return self._refusal_now(caller, permission)
+
+    def _refusal_now(self, caller: Caller, permission: Permission | None) -> PermissionDenied | None:
+        if permission is not None and self._down_deny and self._log.leadership.leader is None:
+            return PermissionDenied(DENIED)
         return self._gate.refusal(caller, permission)
 
     def token(self, caller: Caller) -> Token | None:

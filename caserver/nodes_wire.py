@@ -37,6 +37,14 @@ class Site:
         return self.addresses[name][0]
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server, and whether the node that is asked finds it alive."""
+
+    name: str
+    connected: bool
+
+
 def node_id(name: str, datacenter: str) -> str:
     """A UUID that is the same wherever and whenever it is asked for: that of the node's name in Consul's DNS."""
     return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.node.{datacenter}.consul"))
@@ -47,13 +55,13 @@ def revision() -> str:
     return f"caserver-{release()}"
 
 
-def encode_members(found: ServersRead, site: Site, *, wan: bool) -> list[Document]:
+def encode_members(found: Sequence[Server], site: Site, *, wan: bool) -> list[Document]:
     """Body of the members; across datacenters a name carries that of its own."""
-    members = [encode_member(each, site) for each in found.servers]
+    members = [encode_member(each, site) for each in found]
     return [each | {"Name": f"{each['Name']}.{site.datacenter}"} for each in members] if wan else members
 
 
-def encode_member(server: ServerStatus, site: Site) -> Document:
+def encode_member(server: Server, site: Site) -> Document:
     """One member. Its port is Raft's: there is none for gossip."""
     host, port = site.addresses[server.name]
     tags = {
@@ -87,7 +95,7 @@ def encode_member(server: ServerStatus, site: Site) -> Document:
     }
 
 
-def encode_nodes(found: ServersRead, site: Site, *, index: int) -> list[Document]:
+def encode_nodes(found: Sequence[Server], site: Site, *, index: int) -> list[Document]:
     """Body of the catalog's nodes: the servers."""
     return [
         {
@@ -100,7 +108,7 @@ def encode_nodes(found: ServersRead, site: Site, *, index: int) -> list[Document
             "CreateIndex": 1,
             "ModifyIndex": index,
         }
-        for each in found.servers
+        for each in found
     ]
 
 
@@ -117,7 +125,7 @@ def tagged(address: str) -> dict[str, str]:
     return dict(sorted((tagged | {f"{each}_{family}": address for each in tagged if literal}).items()))
 
 
-def encode_checks(server: ServerStatus, *, index: int) -> list[Document]:
+def encode_checks(server: Server, *, index: int) -> list[Document]:
     """Body of a node's checks: the one that every node of Consul has."""
     return [
         {
@@ -190,7 +198,7 @@ def encode_self(settings: Document, status: RaftStatus, found: ServersRead, site
         },
         "DebugConfig": settings,
         "Coord": None,  # as of an agent with coordinates switched off
-        "Member": encode_member(own, site),
+        "Member": encode_member(Server(own.name, connected=True), site),
         "Stats": _stats(status, found.servers, site),
         "Meta": dict(META),
     }

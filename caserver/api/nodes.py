@@ -1,6 +1,7 @@
 """Handlers of what Consul's clients ask about servers: members, the catalog's nodes and the checks of a node.
 
-Only servers are known here, since this is no service discovery; clients ask for them when they start.
+Only servers are known here, since this is no service discovery; clients ask for them when they start. Who they are says the
+configuration, who is alive say this node's links. A server that the caller may not read of is left out, as in Consul.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ from contextlib import suppress
 from caserver import nodes_wire, wire
 from caserver.acl import NODE_READ
 from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state, metadata, patience, site
-from caserver.authority.operations import servers
 from caserver.environment import within
 from caserver.errors import InvalidQuery, InvalidRequest
-from caserver.requests import ServersRead
+from caserver.nodes_wire import Server
+from caserver.raft.ports import Leadership
+from caserver.state.model import CAState
 
-LOOK_AGAIN = 1.0  # seconds between two looks of a query that waits for a server to come or go
 _ALL_SEGMENTS = "_all"
+
+
+def links(_state: CAState, leadership: Leadership) -> tuple[tuple[str, bool], ...]:
+    """Selector: the other servers, and which of them this node is linked to."""
+    return tuple(sorted(leadership.peers.items()))
 
 
 async def get_members(node: NodeView, call: Call) -> Reply:
@@ -24,7 +30,7 @@ async def get_members(node: NodeView, call: Call) -> Reply:
     segment = call.options.flags.get("segment", "")
     if segment not in {"", _ALL_SEGMENTS}:
         raise InvalidQuery("Network segments are not supported in this version of Consul")
-    found = await _readable(node, call, await _seen(node))
+    found = await _readable(node, call)
     wan = call.options.flags.get("wan", "") != ""
     return _json(node, call, nodes_wire.encode_members(found, site(node), wan=wan))
 
@@ -48,7 +54,7 @@ async def get_checks(node: NodeView, call: Call) -> Reply:
     if not call.tail:
         raise InvalidRequest("Missing node name")
     found, index, headers = await _watched(node, call)
-    server = next((each for each in found.servers if each.name.lower() == call.tail.lower()), None)
+    server = next((each for each in found if each.name.lower() == call.tail.lower()), None)
     return _json(node, call, [] if server is None else nodes_wire.encode_checks(server, index=index), headers)
 
 
@@ -63,37 +69,39 @@ def _refuse_filter(call: Call) -> None:
         )
 
 
-async def _readable(node: NodeView, call: Call, found: ServersRead) -> ServersRead:
-    """Those of the servers that the caller may read of."""
-    caller = call.caller(node)
-    refusals = [await node.gate.refusal(caller, NODE_READ.of(each.name)) for each in found.servers]
-    return ServersRead(tuple(each for each, refusal in zip(found.servers, refusals, strict=True) if refusal is None))
+async def _readable(node: NodeView, call: Call) -> list[Server]:
+    """Those of the servers that the caller may read of, by name."""
+    names = sorted(node.peers)
+    covered = await node.gate.covered(
+        call.caller(node), [NODE_READ.of(name) for name in names], operation="reading of the servers"
+    )
+    linked = node.log.leadership.peers
+    return [
+        Server(name, connected=name == node.node_name or linked.get(name, False))
+        for name, may in zip(names, covered, strict=True)
+        if may
+    ]
 
 
-async def _seen(node: NodeView) -> ServersRead:
-    """The servers as this node sees them."""
-    return servers(await node.raft.status(), now=node.clock.now().timestamp())
-
-
-async def _watched(node: NodeView, call: Call) -> tuple[ServersRead, int, dict[str, str]]:
+async def _watched(node: NodeView, call: Call) -> tuple[list[Server], int, dict[str, str]]:
     """The servers, their index and the X-Consul headers, once the index has passed the caller's or its patience ended."""
     options = call.options
+    await _readable(node, call)  # not with a token that is none
     await fresh_state(node, call)  # as of any read: not without a leader, unless it may be stale
-    found = await _look(node)
-    if options.index and node.roster.index <= options.index:
+    if options.index and _look(node) <= options.index:
         with node.blocked.slot(), suppress(TimeoutError):
             await within(node.clock, patience(options), _passed(node, options.index))
-        found = await _look(node)
-    return await _readable(node, call, found), node.roster.index, metadata(node, node.roster.index, stale=options.stale)
+    found = await _readable(node, call)
+    index = _look(node)
+    return found, index, metadata(node, index, stale=options.stale)
 
 
-async def _look(node: NodeView) -> ServersRead:
-    found = await _seen(node)
-    node.roster.look(tuple((each.name, each.connected) for each in found.servers), node.log.state.index)
-    return found
+def _look(node: NodeView) -> int:
+    """The index of what this node sees now."""
+    return node.roster.look(links(node.log.state, node.log.leadership), node.log.state.index)
 
 
 async def _passed(node: NodeView, index: int) -> None:
-    while node.roster.index <= index:
-        await node.clock.sleep(LOOK_AGAIN)
-        await _look(node)
+    seen = links(node.log.state, node.log.leadership)
+    while node.roster.look(seen, node.log.state.index) <= index:
+        seen = await node.log.changed(links, seen)

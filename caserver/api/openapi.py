@@ -55,6 +55,10 @@ class Documented(Protocol):
     def permission(self) -> Permission | None:
         """What a caller needs while ACLs are on."""
 
+    @property
+    def filtered(self) -> bool:
+        """Whether what it does not cover is left out, instead of a refusal."""
+
 
 def serving(routes: Callable[[], Iterable[Documented]]) -> Callable[[NodeView, Call], Awaitable[Reply]]:
     """The handler that answers with the document of ``routes``, rendered once."""
@@ -95,7 +99,7 @@ def _operation(route: Documented, path: str, method: str, operation: Operation) 
     found: dict[str, object] = {
         "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {path}".lower()).strip("_"),
         "summary": operation.summary or route.summary,
-        "description": "Needs nothing." if route.permission is None else f"Needs {route.permission}, if ACLs are on.",
+        "description": _needs(route),
         "parameters": [_parameter(each) for each in parameters],
         "responses": _responses(method, operation),
     }
@@ -105,6 +109,12 @@ def _operation(route: Documented, path: str, method: str, operation: Operation) 
             "content": {media: {"schema": schema} for media, schema in operation.takes.items()},
         }
     return found
+
+
+def _needs(route: Documented) -> str:
+    if route.permission is None:
+        return "Needs nothing."
+    return f"{'Shows what is covered by' if route.filtered else 'Needs'} {route.permission}, if ACLs are on."
 
 
 def _parameter(parameter: Parameter) -> dict[str, object]:

@@ -135,11 +135,12 @@ class Roster:
         self.index = 0
         self._picture: object = None
 
-    def look(self, picture: tuple[tuple[str, bool], ...], state_index: int) -> None:
-        """Note what is seen now, name and whether alive; the index grows whenever that changes."""
+    def look(self, picture: tuple[tuple[str, bool], ...], state_index: int) -> int:
+        """Note what is seen now, name and whether alive; the index, which grows whenever that changes."""
         if picture != self._picture:
             self.index = max(self.index + 1, state_index)
             self._picture = picture
+        return self.index
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ Admission = Callable[[NodeView, Call], Awaitable[None]]
 class Route:
     """One path; with ``subtree`` everything below it too, the rest of the path being the handler's to read.
 
-    ``permission`` is what a caller needs while ACLs are on, None: nothing. The server asks this node's gate for it before
+    ``permission`` is what a caller needs while ACLs are on, None: nothing; of what is ``filtered`` by it the parts that it
+    does not cover are left out, and nobody is refused but for a token that is none. The server asks this node's gate for it before
     a GET and before whatever is about this agent or node; other changes are decided by the leader, by
     ``acl.permission_of``, and what depends on a name in the request (service permissions) by whoever has read it: the
     leaf cache, the issuance, the handler.
@@ -47,6 +48,7 @@ class Route:
         False  # carries keys or changes things: never over plain HTTP that leaves the machine, unless allowed
     )
     metadata: bool = False  # errors of the handler carry the X-Consul headers too
+    filtered: bool = False
     admission: Admission | None = None  # of an upload: asked before its body, which goes to a file, is read
 
     @property
@@ -145,9 +147,20 @@ ROUTES: tuple[Route, ...] = (
         SERVICE_WRITE,
     ),
     Route("/v1/agent/self", {"GET": agent.get_self}, "What this node is, and how it is set up", AGENT_READ),
-    Route("/v1/agent/members", {"GET": nodes.get_members}, "The servers, and which of them are alive", NODE_READ),
     Route(
-        "/v1/catalog/nodes", {"GET": nodes.get_nodes}, "The servers as nodes of the catalog", NODE_READ, metadata=True
+        "/v1/agent/members",
+        {"GET": nodes.get_members},
+        "The servers, and which of them are alive",
+        NODE_READ,
+        filtered=True,
+    ),
+    Route(
+        "/v1/catalog/nodes",
+        {"GET": nodes.get_nodes},
+        "The servers as nodes of the catalog",
+        NODE_READ,
+        metadata=True,
+        filtered=True,
     ),
     Route(
         "/v1/health/node/",
@@ -156,6 +169,7 @@ ROUTES: tuple[Route, ...] = (
         NODE_READ,
         subtree=True,
         metadata=True,
+        filtered=True,
     ),
     Route(
         "/v1/agent/reload",

@@ -387,12 +387,12 @@ async def _admit(node: NodeView, method: str, call: Call, route: Route) -> None:
     """PermissionDenied unless the caller may do what this node does by itself.
 
     That is every read, and whatever is about this agent. The leader decides the other writes, once their body was read;
-    who reads the name of a service asks about it.
+    who reads the name of a service asks about it, and who leaves parts of an answer out about each of them.
     """
     needed = route.permission
-    if needed is None or needed.resource is Resource.SERVICE:
+    if needed is None or needed.resource is Resource.SERVICE or route.filtered:
         return
-    if needed.resource in {Resource.AGENT, Resource.NODE}:
+    if needed.resource is Resource.AGENT:
         needed = needed.of(node.node_name)
     elif method != hdrs.METH_GET:
         return

@@ -347,7 +347,7 @@ class ReplicatedLog(Generic[Command, State, Result]):
             _log.info("leadership", leader=leadership.leader, term=leadership.term, leads=leadership.is_leader)
             self._vitals.wins += leadership.is_leader and not before.is_leader
             self._vitals.leader_changes += leadership.leader not in {None, before.leader}
-        if state is not before_state or leadership != before:
+        if state is not before_state or leadership != before or leadership.peers != before.peers:
             self._watchers.notify()
             self._on_change()
 

@@ -11,12 +11,10 @@ import pytest
 
 from caserver.api.server import ApiServer, Listener
 from caserver.errors import ReloadFailed
-from caserver.raft.status import PeerStatus
 from tests.contract.world import Answered, World, running
-from tests.testkit.acl_world import MASTER, get, guarded, secret_of
+from tests.testkit.acl_world import MASTER, UNKNOWN, get, guarded, secret_of
 
 MEMBERS, NODES, CHECKS = "/v1/agent/members", "/v1/catalog/nodes", "/v1/health/node/"
-GONE = PeerStatus(connected=False, voter=True, last_contact=None, steady_for=1.0, last_index=0, last_term=0)
 METADATA = {"X-Consul-Index", "X-Consul-Knownleader", "X-Consul-Lastcontact"}
 
 
@@ -27,7 +25,7 @@ def read(answered: Answered) -> Any:
 
 async def test_members_are_the_servers_as_serf_would_describe_them() -> None:
     async with running(dev=False, node="n1", leader="n2") as world:
-        world.rafts["n1"].unwell = {"n3": GONE}
+        world.log.link("n3", up=False)
         answered = await world.fetch("GET", f"{MEMBERS}?segment=_all")
     members = read(answered)
 
@@ -108,7 +106,7 @@ async def test_the_catalog_knows_the_servers() -> None:
 )
 async def test_a_server_has_the_check_that_every_node_has(name: str, status: str, output: str) -> None:
     async with running(dev=False) as world:
-        world.rafts["n1"].unwell = {"n3": GONE}
+        world.log.link("n3", up=False)
         (check,) = read(await world.fetch("GET", f"{CHECKS}{name}"))
 
     assert list(check) == [
@@ -160,14 +158,30 @@ async def test_a_query_waits_until_a_server_goes(path: str) -> None:
         asked = await waiting(world, f"{path}?index={index}&wait=60s")
         await world.clock.advance(5.0)
         assert not asked.done()
-        world.rafts["n1"].unwell = {"n3": GONE}
-        while not asked.done():
-            await world.clock.advance(0.5)
-            await asyncio.sleep(0)
-        answered = await asked
+        world.log.link("n3", up=False)
+        answered = await asyncio.wait_for(asked, 10)  # and the clock stands still: nobody looks now and then
 
     assert int(answered.headers["X-Consul-Index"]) > index
-    assert world.clock.monotonic() < 60
+
+
+async def test_those_who_wait_ask_the_raft_thread_nothing_and_wake_together() -> None:
+    async with running(dev=False) as world:
+        index = (await world.fetch("GET", NODES)).headers["X-Consul-Index"]
+        before = world.rafts["n1"].asked
+        tasks = [asyncio.ensure_future(world.fetch("GET", f"{NODES}?index={index}&wait=600s")) for _ in range(20)]
+        async with asyncio.timeout(10):
+            while world.node.blocked.count < len(tasks):  # noqa: ASYNC110 - what sockets do has no event to await
+                await asyncio.sleep(0.001)
+        await world.clock.advance(5.0)
+        assert world.rafts["n1"].asked == before
+        world.log.link("n2", up=False)
+        answers = await asyncio.wait_for(asyncio.gather(*tasks), 10)
+        away = answers[0].headers["X-Consul-Index"]
+        world.log.link("n2", up=True)
+        back = await world.fetch("GET", f"{NODES}?index={away}&wait=600s")
+
+    assert len({each.headers["X-Consul-Index"] for each in answers}) == 1
+    assert int(index) < int(away) < int(back.headers["X-Consul-Index"])
 
 
 async def test_a_query_that_nothing_happens_to_ends_with_its_time() -> None:
@@ -336,7 +350,10 @@ async def test_a_caller_sees_the_servers_that_it_may_read_of() -> None:
             for token in (own, most, MASTER)
             for path in (MEMBERS, NODES, f"{CHECKS}n2")
         }
-        refused = await get(world, MEMBERS, token="")
+        nobody = {path: await get(world, path, token="") for path in (MEMBERS, NODES, f"{CHECKS}n1")}
+        unknown = {path: await get(world, path, token=UNKNOWN) for path in (MEMBERS, NODES, f"{CHECKS}n1")}
+        index = nobody[NODES].headers["X-Consul-Index"]
+        at_once = await get(world, f"{NODES}?index={index}&wait=600s", token=UNKNOWN)
 
     assert [[each["Name"] for each in seen[token, MEMBERS]] for token in (own, most, MASTER)] == [
         ["n1"],
@@ -346,4 +363,5 @@ async def test_a_caller_sees_the_servers_that_it_may_read_of() -> None:
     assert [len(seen[token, NODES]) for token in (own, most, MASTER)] == [1, 2, 3]
     assert [len(seen[token, f"{CHECKS}n2"]) for token in (own, most, MASTER)] == [0, 0, 1]
     assert seen[MASTER, MEMBERS][0]["Tags"]["acls"] == "1"
-    assert (refused.status, refused.text) == (403, "Permission denied")
+    assert {path: (each.status, each.text) for path, each in nobody.items()} == dict.fromkeys(nobody, (200, "[]"))
+    assert {(each.status, each.text) for each in (*unknown.values(), at_once)} == {(403, "ACL not found")}

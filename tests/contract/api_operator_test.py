@@ -104,7 +104,7 @@ async def test_a_transfer_that_cannot_be_says_why() -> None:
     async with running() as world:
         alone = await world.fetch("PUT", TRANSFER)
 
-    assert (unknown.status, unknown.text) == (400, 'id "n9" is no server of this cluster; they are n1, n2')
+    assert (unknown.status, unknown.text) == (400, 'id "n9" is no server of this cluster; they are n1, n2, n3')
     assert (stuck.status, alone.status, read_only.status) == (503, 400, 405)
     assert "leadership was not handed over" in stuck.text
     assert read_only.headers["Allow"] == "OPTIONS,PUT,POST"

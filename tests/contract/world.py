@@ -158,6 +158,7 @@ async def running(
     rafts: dict[str, FakeRaft] = {}
     accesses: dict[str, Access] = {}
     for each in {lead, log}:
+        each.links = {} if dev else {name: True for name in PEERS if name != each.node}
         own = accesses[each.node] = access(each, keyring=KEYRING, clock=clock, entropy=entropy, settings=acl)
         authority = _authority(each, clock, entropy, own, enabled=enabled, cluster_id=cluster_id, config=config)
         raft = rafts[each.node] = FakeRaft(each, () if dev else tuple(PEERS))

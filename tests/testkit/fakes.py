@@ -205,6 +205,7 @@ class FakeLog:
         self.clock_offset = 0.0
         self.outvoted = True  # whether the offset is the majority's word, or that of one clock against another
         self.keys: dict[str, KeyReport] = {}  # what the nodes said of their cluster secrets
+        self.links: dict[str, bool] = {}  # to peers that have no view of their own, and where a test says otherwise
         self.unproven = False  # whether barriers fail: a leader without a quorum
 
     def elsewhere(self, node: str, *, tripwire: Tripwire | None = None) -> FakeLog:
@@ -227,7 +228,7 @@ class FakeLog:
             is_leader=shared.leader == self.node,
             clock_offset=self.clock_offset,
             clock_outvoted=self.clock_offset if self.outvoted else 0.0,
-            peers={view.node: True for view in shared.views if view.node != self.node},
+            peers={view.node: True for view in shared.views if view.node != self.node} | self.links,
             keys=self.keys,
         )
 
@@ -289,6 +290,11 @@ class FakeLog:
     def step_down(self) -> None:
         """Nobody leads from now on."""
         self._shared.leader = None
+        self._shared.notify()
+
+    def link(self, peer: str, *, up: bool) -> None:
+        """The link to a peer comes up or breaks."""
+        self.links[peer] = up
         self._shared.notify()
 
     def fail_next(self, count: int = 1) -> None:
@@ -365,8 +371,10 @@ class FakeRaft:
         self.unwell: dict[str, PeerStatus] = {}
         self.transfers: list[str | None] = []
         self.stuck = False  # nobody takes over
+        self.asked = 0
 
     async def status(self, *, restart: bool = False) -> RaftStatus:
+        self.asked += 1
         index = len(self._log.entries)
         leadership = self._log.leadership
         well = PeerStatus(

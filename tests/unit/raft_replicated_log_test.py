@@ -52,6 +52,10 @@ def _term(_: State, leadership: Leadership) -> int:
     return leadership.term
 
 
+def _links(_: State, leadership: Leadership) -> tuple[tuple[str, bool], ...]:
+    return tuple(sorted(leadership.peers.items()))
+
+
 def _started(
     lab: Lab, name: str = "A", *, before_change: Callable[[], None] = lambda: None, clock: _LoopClock | None = None
 ) -> tuple[Log, _Silence]:
@@ -95,6 +99,22 @@ async def test_a_barrier_that_no_majority_confirms_in_time_is_not_proven():
     with pytest.raises(NotLeader, match="no majority"):
         await log.barrier(deadline=0.05)
     log.stop()
+
+
+async def test_a_link_that_breaks_wakes_who_watches_the_links():
+    log, _ = _started(_leader_of_three())
+    told: list[Leadership] = []
+    seen = _links(log.state, log.leadership)
+    waiting = asyncio.ensure_future(log.changed(_links, seen))
+    await asyncio.sleep(0)
+    told.append(log.leadership)
+    log.link("B", False)
+    now = await asyncio.wait_for(waiting, 10)
+    told.append(log.leadership)
+    log.stop()
+
+    assert (dict(seen)["B"], dict(now)["B"]) == (True, False)
+    assert told[0] == told[1]  # who leads is the same
 
 
 async def test_what_waits_when_the_log_stops_is_told():
