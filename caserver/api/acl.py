@@ -24,7 +24,18 @@ from caserver.acl_wire import (
     encode_token,
     encode_token_stub,
 )
-from caserver.api.query import Body, Call, NodeView, Reply, block, check_datacenter, fresh_state, metadata, reached
+from caserver.api.query import (
+    Body,
+    Call,
+    NodeView,
+    Reply,
+    block,
+    check_datacenter,
+    check_namespace,
+    fresh_state,
+    metadata,
+    reached,
+)
 from caserver.authority.gate import UNKNOWN_TOKEN
 from caserver.errors import ACLDisabled, InvalidRequest, PermissionDenied
 from caserver.fields import Secret
@@ -42,14 +53,15 @@ def acl_index(state: CAState, _leadership: Leadership) -> int:
 
 
 def _check(node: NodeView, call: Call) -> None:
+    """What holds whatever was asked for, and is said first."""
     if not node.settings().acl.enabled:
         raise ACLDisabled
+    check_namespace(call.options)
     check_datacenter(node, call.options)
 
 
 async def _read(node: NodeView, call: Call) -> ACLState:
     """Tokens and policies as fresh as was asked for, once they changed if the caller waits for that."""
-    _check(node, call)
     state = await fresh_state(node, call)
     if await block(node, call.options, acl_index):
         state = node.log.state
@@ -80,6 +92,7 @@ async def bootstrap(node: NodeView, call: Call) -> Reply:
 
 async def list_tokens(node: NodeView, call: Call) -> Reply:
     """Every token that counts, without secrets; ``?policy=`` only those that have that policy."""
+    _check(node, call)
     acl = await _read(node, call)
     flags, now = call.options.flags, node.clock.now().timestamp()
     wanted = flags.get("policy", "").lower()
@@ -94,8 +107,8 @@ async def list_tokens(node: NodeView, call: Call) -> Reply:
 
 async def create_token(node: NodeView, call: Call) -> Reply:
     """Make a token; its secret is shown here and nowhere else."""
-    document = decode_token(_text(call))
     _check(node, call)
+    document = decode_token(_text(call))
     secret = document.secret or _secret_from(node)
     request = PutToken(
         accessor_id=document.accessor_id or new_id(node.entropy.bytes(16)),
@@ -119,6 +132,7 @@ async def get_own_token(node: NodeView, call: Call) -> Reply:
 
 async def get_token(node: NodeView, call: Call) -> Reply:
     """One token by its accessor id, without its secret."""
+    _check(node, call)
     accessor_id = _id(call.tail, "token ID")
     acl = await _read(node, call)
     token = acl.tokens.get(accessor_id)
@@ -129,13 +143,13 @@ async def get_token(node: NodeView, call: Call) -> Reply:
 
 async def put_token(node: NodeView, call: Call) -> Reply:
     """Change what a token stands for, or make one that stands for the same (``.../clone``)."""
+    _check(node, call)
     if call.tail.endswith(_CLONE):
         return await _clone_token(node, call)
     document = decode_token(_text(call))
     accessor_id = call.tail.lower()
     if document.accessor_id not in {"", accessor_id}:
         raise InvalidRequest("Bad request: Token Accessor ID in URL and payload do not match")
-    _check(node, call)
     request = PutToken(accessor_id=accessor_id, secret="", create=False, body=_text(call))
     token, acl = await _written_token(node, call, request)
     return _json(node, call, encode_token(token, acl))
@@ -143,7 +157,6 @@ async def put_token(node: NodeView, call: Call) -> Reply:
 
 async def _clone_token(node: NodeView, call: Call) -> Reply:
     description = decode_token(_text(call)).description if call.body.strip() else ""  # Consul takes no body, too
-    _check(node, call)
     secret = _secret_from(node)
     request = CloneToken(
         source_id=call.tail.removesuffix(_CLONE).lower(),
@@ -157,29 +170,31 @@ async def _clone_token(node: NodeView, call: Call) -> Reply:
 
 async def delete_token(node: NodeView, call: Call) -> Reply:
     """Forget a token."""
-    accessor_id = _id(call.tail, "token ID")
     _check(node, call)
+    accessor_id = _id(call.tail, "token ID")
     await _removed(node, call, RemoveToken(accessor_id))
     return _json(node, call, document=True)
 
 
 async def list_policies(node: NodeView, call: Call) -> Reply:
     """Every policy, without its rules."""
+    _check(node, call)
     acl = await _read(node, call)
     return _json(node, call, [encode_policy_stub(each) for _, each in sorted(acl.policies.items())], acl)
 
 
 async def create_policy(node: NodeView, call: Call) -> Reply:
     """Make a policy."""
+    _check(node, call)
     if decode_policy(_text(call)).id:
         raise InvalidRequest("Bad request: Cannot specify the ID when creating a new policy")
-    _check(node, call)
     request = PutPolicy(policy_id=new_id(node.entropy.bytes(16)), create=True, body=_text(call))
     return _json(node, call, encode_policy(await _written_policy(node, call, request)))
 
 
 async def get_policy(node: NodeView, call: Call) -> Reply:
     """One policy by its id."""
+    _check(node, call)
     policy_id = _id(call.tail, "policy ID")
     acl = await _read(node, call)
     return _policy(node, call, acl, acl.policies.get(policy_id))
@@ -187,6 +202,7 @@ async def get_policy(node: NodeView, call: Call) -> Reply:
 
 async def get_policy_by_name(node: NodeView, call: Call) -> Reply:
     """One policy by its name."""
+    _check(node, call)
     name = _id(call.tail, "policy Name", fold=False)
     acl = await _read(node, call)
     return _policy(node, call, acl, acl.policy_named(name))
@@ -200,18 +216,18 @@ def _policy(node: NodeView, call: Call, acl: ACLState, policy: Policy | None) ->
 
 async def put_policy(node: NodeView, call: Call) -> Reply:
     """Change a policy."""
+    _check(node, call)
     policy_id = call.tail.lower()
     if decode_policy(_text(call)).id not in {"", policy_id}:
         raise InvalidRequest("Bad request: Policy ID in URL and payload do not match")
-    _check(node, call)
     request = PutPolicy(policy_id=policy_id, create=False, body=_text(call))
     return _json(node, call, encode_policy(await _written_policy(node, call, request)))
 
 
 async def delete_policy(node: NodeView, call: Call) -> Reply:
     """Forget a policy; tokens lose it."""
-    policy_id = _id(call.tail, "policy ID")
     _check(node, call)
+    policy_id = _id(call.tail, "policy ID")
     await _removed(node, call, RemovePolicy(policy_id))
     return _json(node, call, document=True)
 

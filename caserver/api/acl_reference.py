@@ -11,6 +11,7 @@ from caserver.api.reference import (
     INDEX,
     JSON_TYPE,
     MAX_STALE,
+    NAMESPACE,
     PRETTY,
     STALE,
     WAIT,
@@ -75,7 +76,7 @@ _WRITE_FAILURES = _FAILURES | {
     status.NOT_FOUND: "There is no such token or policy.",
     status.CONFLICT: "It was changed again and again by others.",
 }
-_READ = (PRETTY, DATACENTER, STALE, CONSISTENT, MAX_STALE, INDEX, WAIT)
+_READ = (PRETTY, DATACENTER, NAMESPACE, STALE, CONSISTENT, MAX_STALE, INDEX, WAIT)
 _METADATA = ("X-Consul-Index", "X-Consul-Knownleader", "X-Consul-Lastcontact")
 _TOKEN = Parameter("accessor_id", "path", "Accessor id of the token; PUT: and /clone to copy it.", _ID)
 _POLICY_ID = Parameter("id", "path", "Id of the policy.", _ID)
@@ -88,7 +89,7 @@ def _read(schema: Schema, *more: Parameter, variable: Parameter | None = None) -
 def _write(answer: str, change: str, summary: str = "", variable: Parameter | None = None) -> Operation:
     return Operation(
         {JSON_TYPE: ref(answer)},
-        (PRETTY, DATACENTER),
+        (PRETTY, DATACENTER, NAMESPACE),
         variable,
         takes={JSON_TYPE: ref(change)},
         failures=_WRITE_FAILURES,
@@ -97,12 +98,14 @@ def _write(answer: str, change: str, summary: str = "", variable: Parameter | No
 
 
 def _delete(summary: str, variable: Parameter) -> Operation:
-    return Operation({JSON_TYPE: BOOLEAN}, (PRETTY, DATACENTER), variable, failures=_WRITE_FAILURES, summary=summary)
+    return Operation(
+        {JSON_TYPE: BOOLEAN}, (PRETTY, DATACENTER, NAMESPACE), variable, failures=_WRITE_FAILURES, summary=summary
+    )
 
 
 ACL_OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("/v1/acl/bootstrap", "PUT"): Operation(
-        {JSON_TYPE: ref("BootstrapToken")}, (PRETTY, DATACENTER), failures=_WRITE_FAILURES
+        {JSON_TYPE: ref("BootstrapToken")}, (PRETTY, DATACENTER, NAMESPACE), failures=_WRITE_FAILURES
     ),
     ("/v1/acl/tokens", "GET"): _read(
         array(ref("TokenStub")),
@@ -113,7 +116,7 @@ ACL_OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("/v1/acl/token", "PUT"): _write("Token", "TokenChange"),
     ("/v1/acl/token/self", "GET"): Operation(
         {JSON_TYPE: ref("Token")},
-        (PRETTY, DATACENTER, STALE, CONSISTENT, MAX_STALE),
+        (PRETTY, DATACENTER, NAMESPACE, STALE, CONSISTENT, MAX_STALE),
         headers=_METADATA,
         failures=_FAILURES,
     ),

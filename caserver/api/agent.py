@@ -13,6 +13,7 @@ from caserver.api.query import (
     Reply,
     block,
     check_datacenter,
+    check_namespace,
     initialized,
     metadata,
     patience,
@@ -66,6 +67,7 @@ async def get_self(node: NodeView, call: Call) -> Reply:
 
 async def authorize(node: NodeView, call: Call) -> Reply:
     """Whether the client of a certificate may connect to a service; there are no intentions, so the default decides."""
+    check_namespace(call.options)
     request = nodes_wire.decode_authorize(call.body.decode("utf-8", "replace"))
     client = _client(request.client_uri)
     check_enabled(node)
@@ -106,8 +108,7 @@ async def reload(node: NodeView, _call: Call) -> Reply:
 
 async def get_leaf(node: NodeView, call: Call) -> Reply:
     """The leaf of the service named by the rest of the path, with its private key."""
-    if call.options.namespace_fault:
-        raise InvalidQuery(call.options.namespace_fault)
+    check_namespace(call.options)
     check_enabled(node)
     check_datacenter(node, call.options)
     options, caller = call.options, call.caller(node)

@@ -346,6 +346,12 @@ def check_datacenter(node: NodeView, options: Options) -> None:
         raise InvalidRequest("No path to datacenter")
 
 
+def check_namespace(options: Options) -> None:
+    """InvalidQuery for a namespace, which there is not: what is meant for one must not count for all."""
+    if options.namespace_fault:
+        raise InvalidQuery(options.namespace_fault)
+
+
 async def fresh_state(node: NodeView, call: Call) -> CAState:
     """This node's state, as fresh as the options ask: stale, default (the leader's word) or consistent (a quorum's).
 

@@ -164,7 +164,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("/v1/operator/autopilot/configuration", "GET"): Operation(_json("Autopilot"), (PRETTY, DATACENTER)),
     ("/v1/agent/connect/authorize", "POST"): Operation(
-        _json("Authorization"), (PRETTY,), takes=_json("AuthorizeRequest"), headers=("X-Cache",)
+        _json("Authorization"), (PRETTY, NAMESPACE), takes=_json("AuthorizeRequest"), headers=("X-Cache",)
     ),
     ("/v1/agent/self", "GET"): Operation(_json("Self"), (PRETTY,)),
     ("/v1/agent/members", "GET"): Operation(

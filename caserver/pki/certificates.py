@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from caserver.environment import PrivateKey
 from caserver.errors import InvalidConfig, ProviderRefused
-from caserver.fields import Fault
+from caserver.fields import Fault, format_go_duration
 from caserver.pki import keys
 from caserver.pki.spiffe import leaf_common_name, signing_uri
 
@@ -562,7 +562,7 @@ def _validity_faults(certificate: x509.Certificate, now: datetime, leaf_ttl: int
     if ends <= now:
         return [Fault(_ROOT, f"expired at {_utc(ends)}", "make a new one")]
     if ends < now + timedelta(seconds=leaf_ttl):
-        problem = f"ends at {_utc(ends)}, before a leaf of {leaf_ttl} seconds issued now would"
+        problem = f"ends at {_utc(ends)}, before a leaf of {format_go_duration(leaf_ttl)} issued now would"
         return [Fault(_ROOT, problem, "make one that lives longer, or shorten LeafCertTTL")]
     return []
 

@@ -406,3 +406,37 @@ async def test_no_log_line_holds_a_secret(world: World, capsys: pytest.CaptureFi
     assert token["AccessorID"] in printed
     for each in (secret, MASTER, UNKNOWN):
         assert each not in printed
+
+
+WRITES = [
+    ("PUT", "/v1/acl/token"),
+    ("PUT", f"/v1/acl/token/{UUID}"),
+    ("PUT", f"/v1/acl/token/{UUID}/clone"),
+    ("DELETE", f"/v1/acl/token/{UUID}"),
+    ("PUT", "/v1/acl/policy"),
+    ("PUT", f"/v1/acl/policy/{UUID}"),
+    ("DELETE", f"/v1/acl/policy/{UUID}"),
+]
+READS = [
+    ("GET", f"/v1/acl/{path}") for path in ("tokens", "token/self", "token/", "policies", "policy/", "policy/name/")
+]
+
+
+@pytest.mark.parametrize(("method", "path"), [*WRITES, *READS])
+async def test_what_is_meant_for_a_namespace_does_not_count_for_all(world: World, method: str, path: str) -> None:
+    before = world.log.state
+    by_name = await world.fetch(method, path + "?ns=team", {"X-Consul-Token": MASTER}, body=b"{}")
+    by_header = await world.fetch(method, path, {"X-Consul-Token": MASTER, "X-Consul-Namespace": "team"}, body=b"{}")
+
+    assert (by_name.status, by_header.status) == (400, 400)
+    assert by_name.text.endswith('"ns" - Namespaces are a Consul Enterprise feature')
+    assert by_header.text.endswith('"X-Consul-Namespace" - Namespaces are a Consul Enterprise feature')
+    assert world.log.state is before
+
+
+@pytest.mark.parametrize(("method", "path"), [*WRITES, *READS, ("PUT", "/v1/acl/bootstrap")])
+async def test_without_acls_nothing_else_is_said(method: str, path: str) -> None:
+    async with running(dev=False) as off:
+        answered = await off.fetch(method, path, body=b"{" if method == "PUT" else b"")
+
+    assert (answered.status, answered.text) == (401, "ACL support disabled")

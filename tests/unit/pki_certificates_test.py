@@ -277,7 +277,7 @@ FAULTY: dict[str, tuple[Callable[[Builder], object], str]] = {
         lambda b: setattr(b, "start", NOW + timedelta(minutes=1)),
         "is not yet valid: it begins at 2030-06-01T12:01:00Z",
     ),
-    "short": (lambda b: setattr(b, "end", NOW + timedelta(hours=1)), "before a leaf of 259200 seconds"),
+    "short": (lambda b: setattr(b, "end", NOW + timedelta(hours=1)), "before a leaf of 72h0m0s issued now would"),
     "ed25519": (ed25519_root, "error extracting root key info: unsupported key type\nRootCert: "),
     "foreign curve": (foreign_curve, "curve secp256k1"),
     "odd hash": (
