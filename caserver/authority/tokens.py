@@ -200,6 +200,9 @@ class Tokens:
                 return _answer_of(state, record)
             decision = decide(state)
             if isinstance(decision, _Nothing):
+                await self._log.barrier()  # no commit proves it: who ceased to lead may not know what there is
+                decision = decide(self._log.state)
+            if isinstance(decision, _Nothing):
                 return decision.answer
             outcome = verdict(await self._log.propose(decision))
             match outcome:

@@ -20,7 +20,15 @@ from caserver.acl_requests import (
     TokenWritten,
 )
 from caserver.config.acl_settings import ACLSettings
-from caserver.errors import ACLDisabled, CommitFailed, CommitUnknown, Conflict, InvalidRequest, NotInitialized
+from caserver.errors import (
+    ACLDisabled,
+    CommitFailed,
+    CommitUnknown,
+    Conflict,
+    InvalidRequest,
+    NotInitialized,
+    NotLeader,
+)
 from caserver.fields import Secret
 from caserver.requests import Caller, Request, decode_answer, decode_request, encode_answer, encode_request
 from caserver.state.acl import ANONYMOUS_ID, MANAGEMENT_ID
@@ -79,6 +87,19 @@ async def test_a_failed_initialization_is_told_so_that_it_is_tried_again() -> No
     await other.tokens.initialize()
 
     assert len(log.state.acl.tokens) == 3
+
+
+@pytest.mark.parametrize("request_", [RemoveToken(A), RemovePolicy(A)])
+async def test_that_there_is_nothing_to_remove_is_told_only_by_a_leader_that_proves_to_be_one(
+    request_: RemoveToken | RemovePolicy,
+) -> None:
+    log, own = await initialized()
+    log.unproven = True
+    with pytest.raises(NotLeader):
+        await own.tokens.execute(ONCE, request_)
+    log.unproven = False
+
+    assert await own.tokens.execute(ONCE, request_) == Removed(log.state.index)
 
 
 async def test_without_acls_nothing_is_made_and_nothing_done() -> None:
