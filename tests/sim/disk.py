@@ -91,6 +91,11 @@ class Platter:
         self.files, self.before_wipe, self.lost = {}, self.durable, True
         self.reread()
 
+    def clear(self) -> None:
+        """Somebody moved the files away, and knows why."""
+        self.files = {}
+        self.reread()
+
     def reread(self) -> None:
         """Look at everything as if for the first time."""
         self.durable = Durable()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from caserver.raft import recovery
+from caserver.raft.journal import Entry
 from caserver.state.key_change import keyring_status
 from caserver.state.machine import CAStateMachine
 from tests.sim.disk import Death, SimDisk
@@ -46,14 +47,37 @@ class Operators:
         for life in self._lives:
             life.die(Death.KILLED)
         names = sorted(self.nodes)
-        exported = self.chance.sample(names, self.chance.randint(len(names) // 2 + 1, len(names)))
-        exports = [recovery.export(self._disk(name), CAStateMachine()) for name in exported]
-        plan = recovery.choose(exports, survivor=False)
-        self.note(f"recover from {sorted(exported)}: {plan.chosen.node} at {plan.chosen.position}")
-        entries = list(self.nodes[plan.chosen.node].platter.durable.contents.entries)
-        self.setting.witness.imported(plan.chosen.node, entries, term=max(each.node_term for each in exports))
-        for name in names:
-            recovery.install(self._disk(name), plan, node=name, names=names)
+        exports = {name: self._export(name) for name in self._some(names)}
+        plan = self._plan(exports)
+        self.note(f"recover from {sorted(exports)}: {plan.chosen.node} at {plan.chosen.position}")
+        imported: list[str] = []
+        try:
+            for name in self.chance.sample(names, len(names)):
+                recovery.install(self._disk(name), plan, node=name, names=names)
+                imported.append(name)
+        except recovery.RecoveryRefused:
+            # A node holds more than was exported, though nobody was told of it: as the text says, once more with it.
+            self.note("recover from all after a refusal")
+            exports |= {name: self._export(name) for name in names if name not in exports}
+            plan = self._plan(exports)
+            for name in names:
+                if name in imported:
+                    self.nodes[name].platter.clear()
+                recovery.install(self._disk(name), plan, node=name, names=names)
+        term = max(each.node_term for each, _ in exports.values())
+        self.setting.witness.imported(plan.chosen.node, exports[plan.chosen.node][1], term=term)
+
+    def _some(self, names: list[str]) -> list[str]:
+        """A majority at least."""
+        return self.chance.sample(names, self.chance.randint(len(names) // 2 + 1, len(names)))
+
+    def _export(self, name: str) -> tuple[recovery.Export, list[Entry]]:
+        """What a node exports, and its log."""
+        exported = recovery.export(self._disk(name), CAStateMachine())
+        return exported, list(self.nodes[name].platter.durable.contents.entries)
+
+    def _plan(self, exports: dict[str, tuple[recovery.Export, list[Entry]]]) -> recovery.Import:
+        return recovery.choose([each for each, _ in exports.values()], survivor=False)
 
     def _disk(self, name: str) -> SimDisk:
         return SimDisk(

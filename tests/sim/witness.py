@@ -56,6 +56,7 @@ class _Commitment:
 
     term: int
     command: bytes
+    under: int  # term in which it was seen to be committed: whoever leads a later one must hold it
     result: object = None
     state: CAState | None = None  # after it
     digest: str | None = None
@@ -194,7 +195,8 @@ class Witness:
             self.fail(f"{life.name} leads term {term} with the votes of {voters} alone")
         first = life.engine._core.first()[1]
         for index, commitment in self._committed.items():
-            if index > first and view.terms.get(index) != commitment.term:
+            # A candidate of long ago may find its last vote only now, when later terms have committed what it lacks.
+            if commitment.under < term and index > first and view.terms.get(index) != commitment.term:
                 self.fail(f"{life.name} leads term {term} without entry {index}, which was committed")
                 return
 
@@ -254,7 +256,7 @@ class Witness:
         if index != self.newest + 1 and self.newest:
             self.fail(f"{life.name} commits entry {index} after entry {self.newest}")
         self.newest = max(self.newest, index)
-        self._committed[index] = _Commitment(term, command)
+        self._committed[index] = _Commitment(term, command, life.engine._core.term())
         self._check_durable(life, index, term)
 
     def _check_durable(self, life: Life, index: int, term: int) -> None:
@@ -280,12 +282,12 @@ class Witness:
             if known is not None and index > entries[0][1] and (known.command, known.term) != (command, entry_term):
                 self.fail(f"what is imported from {node} has another entry {index} than the one that was committed")
             if index == self.newest + 1:
-                self._adopt(node, command, index, entry_term)
+                self._adopt(node, command, index, entry_term, under=term)
 
-    def _adopt(self, node: str, command: bytes, index: int, term: int) -> None:
+    def _adopt(self, node: str, command: bytes, index: int, term: int, *, under: int) -> None:
         before = self._committed.get(index - 1)
         state = CAState() if before is None or before.state is None else before.state
-        commitment = self._committed[index] = _Commitment(term, command, state=state)
+        commitment = self._committed[index] = _Commitment(term, command, under, state=state)
         self.newest = index
         if command[:1] == COMMAND:
             commitment.state, commitment.result = apply(state, decode_command(command[1:]))
