@@ -209,14 +209,20 @@ class DataDir:
             )
         self._store(replace(self._marker, cluster_id=cluster_id))
 
-    def membership(self) -> Membership:
-        """The membership that this directory stands for; what a learner is told of its generation is stored here."""
-        return Membership(
-            self._names,
-            self._marker.generation,
-            cluster_id=self._marker.cluster_id,
-            learned=lambda generation: self._store(replace(self._marker, generation=generation)),
-        )
+    def membership(self, *, on_fault: Callable[[OSError], None] = lambda _: None) -> Membership:
+        """The membership that this directory stands for; what a learner is told of its generation is stored here.
+
+        ``on_fault`` is told if it cannot be: whoever is talking to a peer then would take that for a fault of the network.
+        """
+
+        def learned(generation: str) -> None:
+            try:
+                self._store(replace(self._marker, generation=generation))
+            except OSError as exc:
+                on_fault(exc)
+                raise
+
+        return Membership(self._names, self._marker.generation, cluster_id=self._marker.cluster_id, learned=learned)
 
     def _store(self, marker: Marker) -> None:
         if marker != self._marker:

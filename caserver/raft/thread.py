@@ -317,7 +317,7 @@ class RaftThread(Generic[Command, State, Result]):
         vitals: Vitals,
         ready: asyncio.Future[None],
     ) -> None:
-        membership = data.membership()
+        membership = data.membership(on_fault=log.disk_failed)
         streams = self._make_streams(log, membership)
         journal, snapshot = data.load(on_fault=log.disk_failed)
         network = streams or _NoNetwork()

@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -265,6 +266,24 @@ class TestRejoin:
 
         assert membership.generation == "1:abc"
         assert started(disk.after_power_loss()).membership().generation == "1:abc"
+
+    def test_a_disk_that_takes_no_generation_is_told_as_what_it_is(self) -> None:
+        class Full(MemoryDisk):
+            full = False
+
+            def replace(self, name: str, data: bytes | None) -> None:
+                if self.full:
+                    raise OSError(errno.ENOSPC, "no space left")
+                super().replace(name, data)
+
+        disk, told = Full(), list[OSError]()
+        membership = started(disk, rejoin=True).membership(on_fault=told.append)
+        disk.full = True
+        with pytest.raises(OSError, match="no space left") as failed:
+            membership.meet(Membership(NAMES, "1:abc").hello("n2", to="n1"))
+
+        assert told == [failed.value]
+        assert membership.generation is None
 
     def test_a_lost_log_is_started_over_and_what_is_left_is_kept_aside(self) -> None:
         disk = member(snapshot=True)
