@@ -231,8 +231,9 @@ class SimNetwork:
         reason = self.membership.check(hello)
         answer = self.membership.hello(self.node, to=dialler.node)
         link = Link(dialler, self)
+        if reason is None and not self._meets(hello):
+            return
         if reason is None:
-            self.membership.meet(hello)
             older = self.inbound.get(dialler.node)
             if older is not None:
                 wires.break_link(older, leaks=wires.chance.random() < 0.5)
@@ -240,6 +241,14 @@ class SimNetwork:
         wires.loop.call_later(
             wires.latency(), dialler.opened, link, answer, reason, attempt, context=dialler.process.context
         )
+
+    def _meets(self, hello: Hello) -> bool:
+        """Take note of who is there; False if that cannot be stored: then the process ends."""
+        try:
+            self.membership.meet(hello)
+        except OSError:
+            return False
+        return True
 
     def opened(self, link: Link, hello: Hello, reason: str | None, attempt: int) -> None:
         """The other end answered."""
@@ -253,7 +262,9 @@ class SimNetwork:
             self._wires.break_link(link, leaks=False)
             self._dial_in(peer, 2.0 if refused else 0.05)
             return
-        self.membership.meet(hello)
+        if not self._meets(hello):
+            self._wires.break_link(link, leaks=False)
+            return
         self.outbound[peer] = link
         self._wires.note(f"link {self.node}>{peer}")
         self._on_link(peer, True)

@@ -274,7 +274,7 @@ class Life:
         log = self.log = SimLog(self.machine, clock=clock, workers=self.workers)
         log.life = self
         log.failed.add_done_callback(self._failed)
-        membership = data.membership()
+        membership = data.membership(on_fault=log.disk_failed)
         self.network = SimNetwork(
             self.name,
             self.process,

@@ -58,7 +58,7 @@ class Operators:
         except recovery.RecoveryRefused:
             # A node holds more than was exported, though nobody was told of it: as the text says, once more with it.
             self.note("recover from all after a refusal")
-            exports |= {name: self._export(name) for name in names if name not in exports}
+            exports |= {name: self._export(name) for name in names if name not in (*exports, *imported)}
             plan = self._plan(exports)
             for name in names:
                 if name in imported:

@@ -252,8 +252,9 @@ class World:
         await self._until(self.faults.start_all, seconds=REST_SECONDS, what="all nodes run as members")
         await self._until(self._is_ready, seconds=REST_SECONDS, what="a leader has a root")
         await self._until(lambda: not self.clients.running, seconds=60.0, what="all clients have an answer")
-        for life in self.faults.lives:
-            await self._serves(life.name)
+        for name in sorted(self.nodes):
+            await self._serves(name)
+        await self._until(self.faults.start_all, seconds=REST_SECONDS, what="all nodes run on as members")
         if self.faults.slept:
             await self._until(self._is_tidy, seconds=REST_SECONDS, what="what is due is done")
         # What a doubtful clock held up is tried again after a minute at most.
@@ -283,8 +284,10 @@ class World:
         end = self.loop.time() + REST_SECONDS
         while True:
             life = self.nodes[name].life
-            assert life is not None
             try:
+                if life is None:  # it was told to stop before everything healed, and was slow
+                    self.faults.start_all()
+                    raise GaveUp("it is not there")
                 await self.clients.sign(life)
                 await self.clients.read(life)
             except (CaserverError, GaveUp) as exc:
