@@ -75,8 +75,17 @@ def simulate_all(options: argparse.Namespace) -> int:
             print(f"repeat with: {report.command}")
             return 1
     print(f"{len(options.seed)} seeds, {virtual:.0f} virtual seconds in {time.monotonic() - began:.1f}")
-    print(", ".join(f"{what}: {count}" for what, count in sorted(counts.items())))
+    print_counts(counts)
     return 0
+
+
+def print_counts(counts: Counter[str]) -> None:
+    """What was injected, what came of it, and what of that happened while something was wrong."""
+    faults = {what.removeprefix("fault "): count for what, count in counts.items() if what.startswith("fault ")}
+    meanwhile = {what: count for what, count in counts.items() if " during " in what}
+    rest = {what: count for what, count in counts.items() if what not in meanwhile and not what.startswith("fault ")}
+    for title, found in (("faults", faults), ("events", rest), ("meanwhile", meanwhile)):
+        print(f"{title}: " + ", ".join(f"{what} {count}" for what, count in sorted(found.items())))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
@@ -24,6 +25,7 @@ class Faults:
     skewed: bool  # whether wall clocks go wrong in this run
     rolling: bool  # whether the cluster secret is changed in this run
     clocks_set: int = 0
+    quiet_for: float = 0.0  # seconds in which nobody does anything
     slept: float = 0.0  # seconds that passed for all wall clocks at once
     _outside: Context = field(default_factory=copy_context)  # of no process
 
@@ -46,6 +48,7 @@ class Faults:
             (self.swing, 14),
             (self.rush, 8),
             (self.wipe, 4),
+            (self.lull, 4),
             (self.wall_clock, 4 if self.skewed else 0),
             (self.hours_pass, 3 if self.skewed else 0),
             (self.operators.recover, 2),
@@ -56,6 +59,17 @@ class Faults:
 
     def __post_init__(self) -> None:
         self.operators = Operators(self.setting, self.nodes, self.chance, self._note)
+
+    def lull(self) -> None:
+        """Nothing happens for a while: what is put off falls due."""
+        self.quiet_for = self.chance.choice((3.0, 12.0, 40.0)) * self.chance.uniform(0.5, 1.5)
+        self._note(f"lull {self.quiet_for:.3f}")
+
+    async def pass_lull(self) -> None:
+        """Let it pass."""
+        seconds, self.quiet_for = self.quiet_for, 0.0
+        if seconds:
+            await asyncio.sleep(seconds)
 
     # -- choices
 

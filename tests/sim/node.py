@@ -33,6 +33,7 @@ from caserver.raft.guard import Timing
 from caserver.raft.journal import Journal
 from caserver.raft.ports import Committed, Message, NotCommitted, Outcome, Seals
 from caserver.raft.replicated_log import ReplicatedLog
+from caserver.raft.snapshot_file import Snapshot
 from caserver.raft.status import RaftStatus
 from caserver.raft.stored_keys import LOOK_EVERY, StoredKeys
 from caserver.raft.thread import _ClusterBinder
@@ -131,6 +132,12 @@ class SimEngine(Engine):
         result = super().apply(index, command)
         self.life.witness.applied(self.life, index, result, self.life.machine.state)
         return result
+
+    def _install(self, peer: str, snapshot: Snapshot, content: bytes) -> None:
+        before = self.applied_index
+        super()._install(peer, snapshot, content)
+        if self.applied_index > before:
+            self.life.witness.happened("snapshot installed")
 
 
 class SimLog(ReplicatedLog[Command, CAState, Result]):

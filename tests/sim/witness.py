@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,10 @@ from caserver.state.codec import decode_command, encode_state
 from caserver.state.commands import (
     ActivateRoot,
     Applied,
+    ExpireLeaves,
     IssueLeaves,
     LeafOrder,
+    RecordSerials,
     RestoreCommit,
     SetConfiguration,
     SetIntermediate,
@@ -102,6 +104,7 @@ class Witness:
         self.acknowledged_index = 0  # highest index that any client was told of
         self.bundles = Bundles(self.fail)
         self.counts: dict[str, int] = {}
+        self.conditions: Callable[[], Iterable[str]] = tuple  # what is wrong right now
 
     def fail(self, what: str, traceback: str = "") -> None:
         """Note a breach; raised at the next step, outside of the product's own exception handling."""
@@ -111,6 +114,12 @@ class Witness:
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
+
+    def happened(self, what: str) -> None:
+        """Count it, and what was wrong at the time."""
+        self.count(what)
+        for condition in self.conditions():
+            self.count(f"{what} during {condition}")
 
     # -- lives
 
@@ -186,7 +195,7 @@ class Witness:
 
     def _check_leader(self, life: Life, term: int, view: _View) -> None:
         """Election safety and leader completeness."""
-        self.count("elections")
+        self.happened("election")
         other = self._leaders.setdefault(term, life.name)
         if other != life.name:
             self.fail(f"{other} and {life.name} both lead term {term}")
@@ -314,7 +323,11 @@ class Witness:
         if state.roots and sum(root.active for root in state.roots) != 1:
             self.fail(f"after entry {index} there is not exactly one active root")
         command = decode_command(body)
-        self.count(f"{type(command).__name__} {'applied' if took else 'refused'}")
+        name = f"{type(command).__name__} {'applied' if took else 'refused'}"
+        if isinstance(command, IssueLeaves | RecordSerials | ExpireLeaves):
+            self.count(name)
+        else:
+            self.happened(name)
         if isinstance(command, IssueLeaves) and took:
             for order in command.orders:
                 self._book(order, took)

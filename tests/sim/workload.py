@@ -36,7 +36,7 @@ CONFIGURATIONS: tuple[dict[str, Any], ...] = (
     {**_SERVER, "LeafCertTTL": "1h", "RootPKIPath": "root-b", "IntermediatePKIPath": "inter-a"},
     {**_SERVER, "LeafCertTTL": "1h", "RootPKIPath": "root-b", "IntermediatePKIPath": "inter-b"},
 )
-OUTAGE_MAX = 40.0  # seconds that the external server may be down
+OUTAGES = (0.5, 3.0, 40.0)  # seconds that the external server may be down at most
 
 
 class GaveUp(Exception):
@@ -238,7 +238,7 @@ class Clients:
             server.down = None
 
         server.down = ProviderUnavailable("the server is down")
-        self.setting.loop.call_later(self.chance.uniform(0.0, OUTAGE_MAX), up, context=self.outside)
+        self.setting.loop.call_later(self.chance.choice(OUTAGES) * self.chance.random(), up, context=self.outside)
 
     async def doubt(self, _life: Life) -> None:
         """For a while the external server's answers get lost or come late, whatever it did."""
@@ -248,7 +248,7 @@ class Clients:
             server.lossy = server.stuck = 0.0
 
         server.lossy, server.stuck = self.chance.choice(((0.3, 0.0), (0.1, 0.1), (0.0, 0.3), (1.0, 0.0)))
-        self.setting.loop.call_later(self.chance.uniform(0.0, OUTAGE_MAX), clear, context=self.outside)
+        self.setting.loop.call_later(self.chance.choice(OUTAGES) * self.chance.random(), clear, context=self.outside)
 
     async def _change(self, life: Life, change: Change) -> None:
         index = life.state.configuration.modify_index if life.state.configuration else 0

@@ -46,6 +46,9 @@ GUARDED = 0.25  # share of runs in which tokens are asked for
 MASTER = Secret("6c1fa2f8-7f7c-4b3b-9b0c-1d8f8d4e2a57")
 STEPS = 200
 SERVER_LATENCY = 0.003  # seconds of a request to the external server
+TELLING = frozenset(
+    {"snapshot_written", "torn_tail_cut", "rejoin_started_over", "promoted", "the clock is not trusted"}
+)
 TRUNCATING = "truncating already-applied log entries"
 
 
@@ -156,7 +159,25 @@ class World:
         self.clients.guarded = parts.acl.enabled
         if restores:
             self.clients.restores = random.Random(hash_of(seed, "restores"))
+        self.witness.conditions = self._conditions
         self.step = 0
+
+    def _conditions(self) -> Iterator[str]:
+        """What is wrong right now, for the counts of what happened meanwhile."""
+        wires, server, nodes = self.setting.wires, self.setting.server, self.nodes.values()
+        found = {
+            "cut": bool(wires.cuts),
+            "noise": wires.lost + wires.doubled > 0,
+            "pause": any(life.process.paused for life in self.faults.lives),
+            "node down": bool(self.faults.down),
+            "wiped node": any(node.platter.lost for node in nodes),
+            "server trouble": server.down is not None or server.lossy + server.stuck > 0,
+            "clocks apart": len({node.clock.ahead for node in nodes}) > 1,
+            "secrets apart": len({node.secrets for node in nodes}) > 1,
+            "restore": any(life.state.restoring is not None for life in self.faults.lives),
+            "change": any(life.state.change is not None for life in self.faults.lives),
+        }
+        return (what for what, holds in found.items() if holds)
 
     def run(self) -> Report:
         """Run to the end, or to the first violation."""
@@ -217,6 +238,7 @@ class World:
                 await asyncio.sleep(self.chance.expovariate(1 / STEP_MEAN))
             else:
                 self.faults.act()
+                await self.faults.pass_lull()
                 await self._press()
         await self._come_to_rest()
 
@@ -284,10 +306,10 @@ class World:
         end = self.loop.time() + REST_SECONDS
         while True:
             life = self.nodes[name].life
+            if life is None:  # it was told to stop before everything healed, and was slow
+                await self._until(self.faults.start_all, seconds=REST_SECONDS, what="all nodes run again")
+                continue
             try:
-                if life is None:  # it was told to stop before everything healed, and was slow
-                    self.faults.start_all()
-                    raise GaveUp("it is not there")
                 await self.clients.sign(life)
                 await self.clients.read(life)
             except (CaserverError, GaveUp) as exc:
@@ -328,6 +350,8 @@ def _quiet(world: World) -> Iterator[None]:
         )
         world.trace.note(f"log {number} {event['event']}")
         world.witness.mishaps.logged(event)
+        if event["event"] in TELLING:
+            world.witness.happened(event["event"])
         raise structlog.DropEvent
 
     def count(record: logging.LogRecord) -> bool:
