@@ -130,6 +130,8 @@ class Operations:
                 f"leadership was not handed over: {request.to or 'no other server'} could not take it; "
                 "see /v1/operator/autopilot/health"
             )
+        if request.to not in (None, after.leader):  # somebody else won an election meanwhile
+            raise Unavailable(f"{after.leader} leads now, not {request.to}: ask again if it shall be {request.to}")
         return LeadershipMoved(after.leader)
 
     def _require_lead(self) -> None:

@@ -371,6 +371,7 @@ class FakeRaft:
         self.unwell: dict[str, PeerStatus] = {}
         self.transfers: list[str | None] = []
         self.stuck = False  # nobody takes over
+        self.usurper: str | None = None  # who takes over, whoever is meant to
         self.asked = 0
 
     async def status(self, *, restart: bool = False) -> RaftStatus:
@@ -396,7 +397,7 @@ class FakeRaft:
         views = {view.node: view for view in self._log.views if view is not self._log}
         if self.stuck or not views:
             return False
-        views[to or min(views)].become_leader()
+        views[self.usurper or to or min(views)].become_leader()
         return True
 
 

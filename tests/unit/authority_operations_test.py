@@ -95,6 +95,17 @@ async def test_a_transfer_that_is_repeated_after_it_worked_moves_nothing() -> No
     assert (raft.transfers, other.transfers) == ([None], [])
 
 
+async def test_a_transfer_that_ended_with_another_server_is_not_told_as_done() -> None:
+    log = FakeLog("n1")
+    log.elsewhere("n2")
+    log.elsewhere("n3")
+    found, raft = operations(log)
+    raft.usurper = "n3"
+
+    with pytest.raises(Unavailable, match="n3 leads now, not n2: ask again"):
+        await found.execute(Caller(), TransferLeadership("n2", "n1"))
+
+
 async def test_a_transfer_that_cannot_be_is_refused() -> None:
     alone, _ = operations(FakeLog())
     log = FakeLog("n1")
