@@ -12,10 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caserver.errors import CaserverError, CommitUnknown, Conflict, InvalidConfig, NotLeader, ProviderUnavailable
+from caserver.leaf_cache import CachedLeaf
 from caserver.pki.csr import make_csr
 from caserver.pki.spiffe import ServiceID
 from caserver.raft.ports import Leadership
-from caserver.requests import ChangeConfiguration, ConfigurationChanged, ReadAt, ReadIndex, SignLeaves
+from caserver.requests import (
+    ChangeConfiguration,
+    ConfigurationChanged,
+    ReadAt,
+    ReadIndex,
+    ReadServers,
+    SignLeaves,
+    TransferLeadership,
+)
 from caserver.state.model import CAState, Index
 from tests.sim.badges import Badges
 from tests.sim.mishaps import is_foreseen, named, traced
@@ -97,7 +106,10 @@ class Clients:
         kinds: tuple[tuple[Callable[[Life], Awaitable[None]], int], ...] = (
             (self.leaf, 25),
             (self.sign, 25),
+            (self.follow, 3),
             (self.read, 30),
+            (self.servers, 2),
+            (self.transfer, 2),
             (self.barrier, 20),
             (self.change, 3),
             (self.repeat, 2),
@@ -157,6 +169,36 @@ class Clients:
         cached = await self.ask(life, lambda: life.leaf_cache.leaf(life.caller(), service, fresh=fresh))
         if not cached.hit:
             self.setting.witness.told(cached.leaf.index)
+
+    async def follow(self, life: Life) -> None:
+        """A leaf, and the next one once it is renewed, or the same again after a while."""
+        service, wait = self.service(), self.chance.uniform(0.0, 0.8 * PATIENCE)
+
+        async def work() -> tuple[CachedLeaf, CachedLeaf]:
+            first = await life.leaf_cache.leaf(life.caller(), service)
+            return first, await life.leaf_cache.leaf(life.caller(), service, after=first.leaf.index, wait=wait)
+
+        first, second = await self.ask(life, work)
+        if second.leaf.index < first.leaf.index and first.leaf.index > max(self.setting.witness.restored, default=0):
+            self.setting.witness.fail(f"{life.name} went back from leaf {first.leaf.index} to {second.leaf.index}")
+
+    async def servers(self, life: Life) -> None:
+        """How the servers are, as the leader sees it."""
+        consistent = self.chance.random() < 0.5
+        answer = await self.ask(life, lambda: life.leader.execute(life.caller(), ReadServers(consistent=consistent)))
+        if sorted(each.name for each in answer.servers) != sorted(self.setting.names):
+            self.setting.witness.fail(f"{life.name} lists the servers {answer.servers}")
+
+    async def transfer(self, life: Life) -> None:
+        """Leadership for another server, whatever is under way."""
+        leader = life.log.leadership.leader
+        if leader is None:
+            return
+        to = self.chance.choice((None, *self.setting.names))
+        request = TransferLeadership(to=to, away_from=leader)
+        moved = await self.ask(life, lambda: life.leader.execute(life.caller(), request))
+        if to is not None and moved.leader != to:
+            self.setting.witness.fail(f"leadership was to go to {to}, and is said to be with {moved.leader}")
 
     async def sign(self, life: Life) -> None:
         """Signatures on own CSRs."""
