@@ -115,9 +115,9 @@ class Clients:
             (self.repeat, 2),
             (self.outage, 1),
             (self.doubt, 1),
-            (self.badges.make_badge, 6 if self.guarded else 0),
-            (self.badges.use_badge, 20 if self.guarded else 0),
-            (self.badges.drop_badge, 4 if self.guarded else 0),
+            (self.lose_signer, 1),
+            (self.other_root, 1),
+            *((kind, weight if self.guarded else 0) for kind, weight in self.badges.kinds),
         )
         (kind,) = self.chance.choices([each for each, _ in kinds], weights=[weight for _, weight in kinds])
         self.setting.note(f"client {kind.__name__} at {life.name}")
@@ -291,6 +291,20 @@ class Clients:
 
         server.lossy, server.stuck = self.chance.choice(((0.3, 0.0), (0.1, 0.1), (0.0, 0.3), (1.0, 0.0)))
         self.setting.loop.call_later(self.chance.choice(OUTAGES) * self.chance.random(), clear, context=self.outside)
+
+    async def lose_signer(self, _life: Life) -> None:
+        """Somebody removes what signs leaves at the external server."""
+        standing = sorted(self.setting.server.standing)
+        if standing:
+            path, epoch = self.chance.choice(standing)
+            self.setting.note(f"server loses {path} {epoch}")
+            del self.setting.server.signers[path][epoch]
+
+    async def other_root(self, life: Life) -> None:
+        """Somebody puts another root at a path of the external server: the next change there rotates to it."""
+        paths = sorted(self.setting.server.roots)
+        if paths and life.state.trust_domain is not None:
+            self.setting.server.new_root(self.chance.choice(paths), life.state.trust_domain)
 
     async def _change(self, life: Life, change: Change) -> None:
         index = life.state.configuration.modify_index if life.state.configuration else 0
