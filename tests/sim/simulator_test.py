@@ -16,7 +16,9 @@ from tests.sim.world import Report, simulate
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60  # in the default tiers; scripts/sim runs longer ones
 SEEDS = range(1, 25)
-SEEDS_PER_BUG = 60  # mostly the first few do; any change of the product makes other runs of the same seeds
+SEEDS_PER_BUG = (
+    150  # mostly the first few do, some take fifteen; any change of the product makes other runs of the same seeds
+)
 
 
 def nodes_for(seed: int) -> int:
