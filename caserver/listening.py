@@ -41,7 +41,7 @@ class Limits:
     """What the clients of one listener may hold; ``refusal`` is what those turned away are told where there is no TLS."""
 
     connections: int
-    per_client: int  # of these, from one address
+    per_client: int  # of these, from one address; 0 = all of them
     handshakes: int = HANDSHAKES_MAX
     handshake_seconds: float = HANDSHAKE_SECONDS
     refusal: bytes = b""
@@ -172,7 +172,7 @@ class Listening:
 
     def _admit(self, connection: socket.socket, client: str) -> None:
         limits = self._limits
-        if len(self._open) >= limits.connections or self._clients[client] >= limits.per_client:
+        if len(self._open) >= limits.connections or 0 < limits.per_client <= self._clients[client]:
             self._notice("connections_refused", open=len(self._open), client=client)
             self._refuse(connection)
             return

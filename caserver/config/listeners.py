@@ -57,7 +57,7 @@ class ListenOn:
 class Limits:
     """Bounds on what clients may hold."""
 
-    http_max_conns_per_client: int
+    http_max_conns_per_client: int  # 0 = no limit but that of the process, as in Consul
     http_max_blocked_queries: int
     http_strangers_per_second: int  # requests without a valid token, where ACLs are on; 0 = no limit
     leaf_cache_max: int  # leaves kept by this node
@@ -170,7 +170,7 @@ def read_limits(reading: Reading, given: Mapping[str, object]) -> Limits:
     """The ``limits`` table."""
     fields = reading.section("limits", given)
     limits = Limits(
-        http_max_conns_per_client=fields.integer("http_max_conns_per_client", 200, low=1),
+        http_max_conns_per_client=fields.integer("http_max_conns_per_client", 200, low=0),
         http_max_blocked_queries=fields.integer("http_max_blocked_queries", 5000, low=1),
         http_strangers_per_second=fields.integer("http_strangers_per_second", 100, low=0),
         leaf_cache_max=fields.integer("leaf_cache_max", 10_000, low=1),

@@ -104,6 +104,16 @@ async def test_one_client_does_not_take_the_place_of_others() -> None:
         assert await said(server, source="127.0.0.2") == b"hello"
 
 
+async def test_without_a_limit_of_one_client_that_of_all_is_left() -> None:
+    async with listening(Limits(connections=2, per_client=0, refusal=b"full")) as server, connected(server):
+        await until(lambda: server.count == 1)
+        assert await said(server) == b"hello"
+        await until(lambda: server.count == 1)
+        async with connected(server):
+            await until(lambda: server.count == 2)
+            assert await said(server) == b"full"
+
+
 async def test_connections_beyond_the_limit_are_closed_before_their_handshake() -> None:
     async with listening(Limits(connections=1, per_client=9), tls=True) as server, connected(server):
         await until(lambda: server.count == 1)
