@@ -10,7 +10,7 @@ from __future__ import annotations
 IGNORED: dict[str, frozenset[str]] = {
     "": frozenset(
         """
-        advertise_addr_wan advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan_ipv4
+        acl_enable_key_list_policy advertise_addr_wan advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan_ipv4
         advertise_addr_wan_ipv6 advertise_reconnect_timeout alt_domain audit auto_config auto_encrypt auto_reload_config
         autopilot bootstrap cloud
         cache check check_output_max_size check_update_interval checks config_entries default_query_time
@@ -24,13 +24,14 @@ IGNORED: dict[str, frozenset[str]] = {
         raft_snapshot_threshold raft_trailing_logs read_replica reconnect_timeout reconnect_timeout_wan recursors
         rejoin_after_leave reporting retry_interval retry_interval_wan retry_max retry_max_wan rpc segment segments serf_lan
         serf_lan_allowed_cidrs serf_wan serf_wan_allowed_cidrs server server_name service services session_ttl_min
-        skip_leave_on_interrupt syslog_facility telemetry translate_wan_addrs ui ui_config ui_content_path ui_dir
+        skip_leave_on_interrupt snapshot_agent syslog_facility tagged_addresses telemetry translate_wan_addrs ui ui_config ui_content_path ui_dir
         use_streaming_backend verify_incoming_rpc verify_outgoing verify_server_hostname watches xds
         """.split()  # noqa: SIM905 - ninety quoted words hide the typing mistake that a plain list shows
     ),
     "addresses": frozenset({"dns", "grpc", "grpc_tls"}),
     "acl": frozenset(
         {
+            "disabled_ttl",
             "enable_key_list_policy",
             "enable_token_persistence",
             "enable_token_replication",
@@ -64,6 +65,8 @@ IGNORED: dict[str, frozenset[str]] = {
             "expose_min_port",
             "grpc",
             "grpc_tls",
+            "proxy_max_port",
+            "proxy_min_port",
             "serf_lan",
             "serf_wan",
             "sidecar_max_port",

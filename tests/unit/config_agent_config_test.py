@@ -499,3 +499,19 @@ def test_a_server_of_a_cluster_is_known_by_its_peer_block(tmp_path: Path) -> Non
 
     assert config.own_address == "10.0.0.1"
     assert any("ignored: advertise_addr" in each for each in config.warnings)
+
+
+def test_rare_keys_of_consul_are_known_too(tmp_path: Path) -> None:
+    rare: dict[str, object] = {
+        "tagged_addresses": {"lan": "10.0.0.1"},
+        "snapshot_agent": {"snapshot": {"interval": "1h"}},
+        "acl_enable_key_list_policy": True,
+        "acl": {"disabled_ttl": "2m"},
+        "ports": {"proxy_min_port": 20000, "proxy_max_port": 20255},
+    }
+    config = load({**SINGLE, **rare}, at=tmp_path)
+
+    assert config.warnings[-1] == (
+        "keys of Consul without a meaning here, ignored: acl.disabled_ttl, acl_enable_key_list_policy, "
+        "ports.proxy_max_port, ports.proxy_min_port, snapshot_agent, tagged_addresses"
+    )
