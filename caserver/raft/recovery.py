@@ -134,7 +134,9 @@ def export(disk: Disk, machine: StateMachine[Any, Any, Any]) -> Export:
             "start the node once with this release and stop it"
         )
     _replay(machine, entries, snapshot)
-    content = snapshot_file.encode(previous=entries[-2], last=entries[-1], slices=machine.dump())
+    # Of the entry before, only its place counts: a log that was shortened just there has no more of it either.
+    place = (CONTROL, *entries[-2][1:])
+    content = snapshot_file.encode(previous=place, last=entries[-1], slices=machine.dump())
     return Export(
         node=marker.node,
         members=marker.members,
@@ -201,7 +203,7 @@ def choose(exports: Sequence[Export], *, survivor: bool) -> Import:
     is_majority = 2 * len(voters) > len(first.members)
     if not is_majority and not survivor:
         raise RecoveryRefused(_too_few(len(voters), len(first.members), unheard, exports))
-    chosen = max(exports, key=lambda each: each.position)
+    chosen = max(exports, key=lambda each: (each.position, each.node))
     for each in exports:
         if each.position == chosen.position and each.snapshot.state_hash != chosen.snapshot.state_hash:
             raise RecoveryRefused(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
@@ -50,6 +51,16 @@ def member(
     for index, command in enumerate([NOOP, NOOP, *[b"\x00" + each.encode() for each in commands]], start=1):
         journal.add(command, index, 0 if index == 1 else term)
     journal.sync()
+    return disk
+
+
+def shortened(disk: MemoryDisk) -> MemoryDisk:
+    """The same directory after a snapshot of all there is."""
+    journal = Journal(disk, on_fault=no_fault)
+    state = b"".join(command[1:] + b"\n" for command, *_ in journal[2:])
+    place = (NOOP, *journal[-2][1:])
+    snapshot_file.write(disk, previous=place, last=journal[-1], slices=[state])
+    journal.rewrite([place, journal[-1]])
     return disk
 
 
@@ -162,6 +173,14 @@ class TestChoice:
         assert first.generation == second.generation
         assert first.generation.startswith("1:")
         assert third.generation != first.generation
+
+    def test_the_generation_is_the_same_in_any_order_and_wherever_a_log_was_shortened(self) -> None:
+        exports = [exported(member("a")), exported(shortened(member("b"))), exported(member("c"))]
+        found = {
+            choose(order[:count], survivor=False).generation for order in permutations(exports) for count in (2, 3)
+        }
+
+        assert len(found) == 1
 
     def test_less_than_a_majority_needs_the_word_of_the_operator(self) -> None:
         with pytest.raises(
