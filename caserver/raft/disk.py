@@ -28,7 +28,11 @@ class PosixDisk:
     """
 
     def __init__(self, directory: Path) -> None:
+        missing = [each for each in (directory, *directory.parents) if not each.exists()]
         directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        for each in missing:
+            with suppress(PermissionError):  # to list the one around it, which making one in it does not take
+                _sync_directory(each.parent)
         if stat.S_IMODE(directory.stat().st_mode) & stat.S_IWOTH:
             raise PermissionError(
                 errno.EPERM,
@@ -133,8 +137,8 @@ class PosixDisk:
         held = self._appending.get(name)
         if held is not None:
             return held
-        if not (self._directory / name).exists():
-            self._unlisted.add(name)
+        # Also of a file that is there: the process that renamed it may have died before the directory was durable.
+        self._unlisted.add(name)
         descriptor = self._appending[name] = self._open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         return descriptor
 
@@ -168,6 +172,14 @@ class PosixDisk:
         if self._listing is None:
             raise OSError(errno.EBADF, "the disk is closed", str(self._directory))
         os.fsync(self._listing)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

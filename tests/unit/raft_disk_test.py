@@ -1,4 +1,5 @@
 import errno
+import os
 import resource
 import stat
 from collections.abc import Iterator
@@ -197,3 +198,39 @@ def test_files_are_replaced_and_read_although_others_took_every_descriptor(tmp_p
     assert held == before
     assert (tmp_path / "log").read_bytes() == b"new 2er"
     assert len(list(Path("/proc/self/fd").iterdir())) < before
+
+
+def flushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is flushed from here on, by name."""
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return synced
+
+
+def test_a_new_directory_is_durable_in_those_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = flushes(monkeypatch)
+    PosixDisk(tmp_path / "new" / "data").close()
+    assert sorted(synced) == [str(tmp_path), str(tmp_path / "new")]
+    PosixDisk(tmp_path / "new" / "data").close()
+    assert len(synced) == 2
+
+
+def test_a_file_that_was_renamed_before_a_crash_is_durable_under_its_name_before_anything_rests_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may have died between the rename and the flush of the directory."""
+    disk = PosixDisk(tmp_path)
+    disk.replace("log", b"new")
+    disk.close()
+    synced = flushes(monkeypatch)
+    successor = PosixDisk(tmp_path)
+    successor.datasync("log")
+    assert synced == [str(tmp_path)]
+    successor.append("log", b"er")
+    successor.datasync("log")
+    assert synced == [str(tmp_path)]
+    successor.close()
