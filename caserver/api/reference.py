@@ -76,7 +76,10 @@ _READ = (PRETTY, DATACENTER, *_CONSISTENCY)
 _BLOCKING = (INDEX, WAIT)
 _METADATA = ("X-Consul-Index", "X-Consul-Knownleader", "X-Consul-Lastcontact")
 _CACHE = ("X-Cache", "Age")
-_UNAVAILABLE = {status.RATE_LIMITED: "More CSRs than the configuration allows; try again after Retry-After seconds."}
+_UNAVAILABLE = {
+    status.RATE_LIMITED: "More CSRs than the configuration allows; try again after Retry-After seconds.",
+    status.NOT_READY: "Nobody can sign just now; where that is the provider's backend, try again after Retry-After seconds.",
+}
 _CONFLICT = {status.CONFLICT: "Decided on an index that is no longer current; nothing was changed."}
 
 

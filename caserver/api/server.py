@@ -31,7 +31,7 @@ from caserver.api.pace import Pace
 from caserver.api.query import BROKEN_ESCAPE, Body, Call, NodeView, Readiness, Reply, metadata, parse, token_of
 from caserver.api.routes import EXACT, SUBTREES, Admission, Route
 from caserver.environment import within
-from caserver.errors import CaserverError, RateLimited, TooLarge, Unavailable
+from caserver.errors import CaserverError, ProviderUnavailable, RateLimited, TooLarge, Unavailable
 from caserver.listening import Address, Limits, Listening, client_of
 from caserver.unix_socket import UnixSocket
 
@@ -45,6 +45,7 @@ CONNECTIONS_PER_CLIENT = 200
 CONNECTIONS = 1024
 UPLOAD_PIECE = 256 << 10  # bytes of a file that are taken in at a time
 DOUBTFUL_BODIES = 16  # bodies that callers who will probably be refused may send at a time
+PROVIDER_AGAIN = 5  # seconds after which to ask again while the backend of the CA is away; it is looked at as often
 _TEXT = "text/plain; charset=utf-8"
 _HTML = "text/html; charset=utf-8"
 _ELSEWHERE = "other"  # counts for every path and method that is not in the table
@@ -533,6 +534,8 @@ def _error(error: CaserverError, headers: Mapping[str, str] | None = None) -> Re
     found = dict(headers or {})
     if isinstance(error, RateLimited):
         found["Retry-After"] = str(max(1, round(error.retry_after)))
+    elif isinstance(error, ProviderUnavailable):
+        found["Retry-After"] = str(PROVIDER_AGAIN)
     return _text(status.text_of(error), status.status_of(error), found)
 
 

@@ -208,6 +208,15 @@ async def test_beyond_the_csr_limit_the_answer_is_429_at_once() -> None:
     assert int(second.headers["Retry-After"]) >= 1
 
 
+async def test_a_backend_that_is_away_is_a_reason_to_come_back_later() -> None:
+    async with running() as world:
+        await scripted(world, errors.ProviderUnavailable("Vault at https://vault:8200 is sealed"))
+        answered = await world.fetch("PUT", SIGN, body=csr().encode())
+
+    assert (answered.status, answered.text) == (503, "Vault at https://vault:8200 is sealed")
+    assert int(answered.headers["Retry-After"]) >= 1
+
+
 async def test_the_caller_is_known_by_token_and_address() -> None:
     async with running() as world:
         leader = await scripted(world, LeavesSigned(()))

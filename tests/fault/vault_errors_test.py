@@ -212,6 +212,7 @@ def test_a_server_that_is_sealed_and_restarted(world: World) -> None:
     world.server.seal()
     reply = world.sign()
     assert (reply.status, "is sealed" in reply.text) == (UNAVAILABLE, True), reply.text
+    assert int(reply.headers["retry-after"]) > 0
     world.server.stop()
     reply = world.sign()
     assert (reply.status, "cannot be reached: Connection refused" in reply.text) == (UNAVAILABLE, True), reply.text
