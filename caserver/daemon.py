@@ -138,7 +138,10 @@ class _Agent:
         peers = set(config.peers) - {config.node_name}
         self._shares = Shares.of(raise_limit(), listeners=len(self._front.listeners), peers=len(peers))
         self._workers = ThreadWorkers(WORKERS)
-        self._reloading = Reloading(config, read=read, workers=self._workers)
+        self._authority: Authority | None = None
+        self._reloading = Reloading(
+            config, read=read, workers=self._workers, founded=self._is_founded, judge_seed=_bootstrap
+        )
         self._reloads: set[asyncio.Task[None]] = set()
         self._leaderless_since: float | None = float("-inf")
         self._key_ids: tuple[str, ...] = ()
@@ -176,6 +179,10 @@ class _Agent:
             await served.close(grace=FAILED_GRACE)
         else:
             await served.close()
+
+    def _is_founded(self) -> bool:
+        """Whether the cluster's first configuration is fixed; until then, and only then, the files count."""
+        return self._authority is None or self._authority.is_founded
 
     def _told_to_stop(self) -> None:
         if self._stopping.is_set():
@@ -231,6 +238,7 @@ class _Agent:
             gate=gate,
             tokens=tokens,
         )
+        self._authority = authority
         operations = Operations(
             raft, raft=raft, authority=authority.execute, gate=gate, tokens=tokens, clock=self._clock
         )
@@ -413,6 +421,10 @@ class _Agent:
     def _take_over(self, server: ApiServer, view: NodeView, config: AgentConfig, changed: Front) -> None:
         """Put changed settings into force; the log, the leaf cache and the listeners go by them from now on."""
         _configure_logs(config, self._clock)
+        if config.connect != self._reloading.config.connect and self._authority is not None:
+            seed = _bootstrap(config)
+            if seed is not None:
+                self._authority.reseed(seed)
         self._front = changed
         server.renew(
             changed.listeners,

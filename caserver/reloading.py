@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 
 import structlog
 
-from caserver.config.agent_config import AgentConfig
+from caserver.config.agent_config import AgentConfig, ConnectSettings
 from caserver.environment import Workers
 from caserver.errors import InvalidConfig, ReloadFailed
 from caserver.listeners import Front, front
@@ -45,9 +45,15 @@ class Reloading:
         *,
         read: Callable[[], AgentConfig],
         workers: Workers,
+        founded: Callable[[], bool],
+        judge_seed: Callable[[AgentConfig], object],
     ) -> None:
-        """``read`` reads all sources again; InvalidConfig if they have faults."""
+        """``read`` reads all sources again; InvalidConfig if they have faults.
+
+        Until the CA is ``founded`` what founds it may change, too; ``judge_seed`` raises InvalidConfig if it is not sound.
+        """
         self._read, self._workers = read, workers
+        self._founded, self._judge_seed = founded, judge_seed
         self._one_at_a_time = asyncio.Lock()
         self._take_over: asyncio.Future[TakeOver] = asyncio.get_running_loop().create_future()
         self.config = config
@@ -84,10 +90,21 @@ class Reloading:
         acl = replace(current.acl, agent=fresh.acl.agent)
         if acl == fresh.acl:
             taken |= {"acl"}
+        connect = self._seeded(current, fresh)
+        if connect == fresh.connect:
+            taken |= {"connect"}
         kept = [_KEYS.get(name, name) for name in changed if name not in taken | _NOT_SETTINGS]
-        values = {name: getattr(fresh, name) for name in taken} | {"acl": acl}
+        values = {name: getattr(fresh, name) for name in taken} | {"acl": acl, "connect": connect}
         config = replace(current, warnings=fresh.warnings, **values)
+        if connect != current.connect:
+            self._judge_seed(config)
         return config, kept, front(config)
+
+    def _seeded(self, current: AgentConfig, fresh: AgentConfig) -> ConnectSettings:
+        """The settings of the CA: what founds it may change as long as nothing was founded."""
+        if self._founded():
+            return current.connect
+        return replace(current.connect, ca_provider=fresh.connect.ca_provider, ca_config=fresh.connect.ca_config)
 
 
 def _remedy(key: str) -> str:

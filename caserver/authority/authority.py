@@ -18,34 +18,34 @@ import structlog
 from caserver.acl import SERVICE_WRITE, permission_of
 from caserver.authority.cleanups import Cleanups
 from caserver.authority.clock_guard import ClockGuard
-from caserver.authority.custody import HMAC_KEY_PURPOSE, Custody
+from caserver.authority.custody import Custody
+from caserver.authority.founding import REMEDY, Founding
 from caserver.authority.gate import Gate, admit, recorded
 from caserver.authority.issuance import Issuance
 from caserver.authority.maintenance import Maintenance
-from caserver.authority.ports import Log, Providers, verdict
-from caserver.authority.preparation import NONCE_BYTES, Preparation
+from caserver.authority.ports import Log, Providers
+from caserver.authority.preparation import Preparation
 from caserver.authority.resealing import Resealing
 from caserver.authority.restoration import Restoration
 from caserver.authority.rotation import Rotation
 from caserver.authority.tending import Tending
 from caserver.authority.tokens import Tokens
 from caserver.cleanup_requests import ForgetCleanup, ReadCleanups
-from caserver.environment import Clock, Entropy, Workers, within
+from caserver.environment import Clock, Entropy, Workers
 from caserver.errors import (
     CaserverError,
-    CommitFailed,
-    CommitUnknown,
-    Conflict,
     ConnectDisabled,
     Corrupt,
+    InvalidConfig,
     NotInitialized,
     NotLeader,
     PermissionDenied,
+    ProviderRefused,
+    ProviderUnavailable,
 )
 from caserver.internode.keyring import Keyring
 from caserver.pki.chain import HOPS_MAX
-from caserver.pki.spiffe import cluster_id_from, cluster_id_of_root
-from caserver.raft.ports import Leadership, NotCommitted, OutcomeUnknown
+from caserver.raft.ports import Leadership
 from caserver.requests import (
     AbortRestore,
     AdmitRestore,
@@ -54,6 +54,7 @@ from caserver.requests import (
     CARequest,
     ChangeConfiguration,
     CommitRestore,
+    ConfigurationChanged,
     Failure,
     IssuedLeaf,
     LeavesSigned,
@@ -62,12 +63,9 @@ from caserver.requests import (
     SignLeaves,
     StageRestore,
 )
-from caserver.state.commands import Applied, Bootstrap, Reason, Refused
-from caserver.state.configuration import CAConfiguration, open_stored, same_meaning, seal
+from caserver.state.configuration import CAConfiguration, open_stored, same_meaning
 from caserver.state.model import CAState, Index
 
-HMAC_KEY_BYTES = 32
-INSPECT_MAX = 30.0  # seconds that the first look at a provider may take
 BACKOFF_MIN = 1.0  # seconds before office is tried to be taken again; doubles up to
 BACKOFF_MAX = 60.0
 ANNOUNCED_MAX = 256  # writes that are remembered, to be announced once however often they are tried
@@ -86,7 +84,7 @@ def office(state: CAState, leadership: Leadership) -> _Office:
     return (leadership.term, state.restored_index) if leadership.is_leader else None
 
 
-async def _together(*works: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _together(*works: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Run all of them until one ends or fails, and end the others."""
     tasks = [asyncio.get_running_loop().create_task(work()) for work in works]
     try:
@@ -141,6 +139,8 @@ class Authority:
             clock=clock,
             entropy=entropy,
         )
+        self._founding = Founding(log, custody=self._custody, clock=clock, entropy=entropy)
+        self._urged = asyncio.Event()  # office is to be tried to be taken at once
         self._restoration = Restoration(log, rotation=self._rotation, keyring=keyring, clock=clock)
         self._tending = Tending(log, custody=self._custody, clock=clock)
         self._maintenance = Maintenance(
@@ -207,7 +207,7 @@ class Authority:
                 self._guard.require()
                 request_id = caller.request_id or self._entropy.bytes(16).hex()
                 self._announce(caller, request_id)
-                return await self._rotation.change(request, request_id, still=self._admission(caller, request))
+                return await self._change(caller, request, request_id)
             case AdmitRestore() | StageRestore() | CommitRestore() | AbortRestore():
                 return await self._restoration.execute(caller, request, still=self._admission(caller, request))
             case ReadCleanups() | ForgetCleanup():
@@ -228,6 +228,23 @@ class Authority:
             del self._announced[next(iter(self._announced))]
         _log.info("CA configuration write", source=caller.source, request_id=request_id)
 
+    @property
+    def is_founded(self) -> bool:
+        """Whether the cluster has its first configuration, as far as this node knows."""
+        return self._founding.is_done
+
+    def reseed(self, bootstrap: CAConfiguration) -> None:
+        """Found the cluster with another first configuration, if it is not founded yet; tried at once."""
+        self._bootstrap = bootstrap
+        self._urged.set()
+
+    async def _change(self, caller: Caller, request: ChangeConfiguration, request_id: str) -> ConfigurationChanged:
+        still = self._admission(caller, request)
+        if self._bootstrap is not None and not self._founding.is_done:
+            request = await self._founding.by_request(request, self._bootstrap, still=still)
+            self._urged.set()
+        return await self._rotation.change(request, request_id, still=still)
+
     async def run(self) -> None:
         """Take office whenever this node becomes leader and leave it when it stops leading; until cancelled.
 
@@ -241,7 +258,7 @@ class Authority:
                 await self._resign(holding)
                 holding = None
                 if term is not None and self._bootstrap is not None:
-                    office_work = _together(partial(self._hold_office, self._bootstrap), self._tending.run)
+                    office_work = _together(self._hold_office, self._tending.run)
                     holding = asyncio.get_running_loop().create_task(office_work)
         finally:
             await self._resign(holding)
@@ -268,18 +285,26 @@ class Authority:
         self._custody.forget()
         self._trouble = None
 
-    async def _hold_office(self, bootstrap: CAConfiguration) -> None:
+    async def _hold_office(self) -> None:
         backoff = BACKOFF_MIN
-        while not await self._took_office(bootstrap):
-            await self._clock.sleep(backoff * self._entropy.uniform(0.75, 1.25))
-            backoff = min(BACKOFF_MAX, 2 * backoff)
+        while True:
+            self._urged.clear()
+            if await self._took_office():
+                break
+            await _together(partial(self._clock.sleep, backoff * self._entropy.uniform(0.75, 1.25)), self._urged.wait)
+            backoff = BACKOFF_MIN if self._urged.is_set() else min(BACKOFF_MAX, 2 * backoff)
         await self._maintenance.run()
 
-    async def _took_office(self, bootstrap: CAConfiguration) -> bool:
+    async def _took_office(self) -> bool:
+        bootstrap = self._bootstrap
+        if bootstrap is None:
+            return True
         try:
             await self._take_office(bootstrap)
         except (CaserverError, Corrupt, TimeoutError) as exc:
-            self._trouble = str(exc) or "the CA provider did not answer in time"
+            told = str(exc) or "the CA provider did not answer in time"
+            of_files = isinstance(exc, InvalidConfig | ProviderRefused | ProviderUnavailable)
+            self._trouble = f"{told}\n{REMEDY}" if of_files and not self._founding.is_done else told
             _log.warning("the CA is not ready, this will be tried again", reason=self._trouble)
             return False
         except Exception:  # noqa: BLE001 - a bug in the CA must not end the office; logged with its traceback
@@ -291,45 +316,13 @@ class Authority:
 
     async def _take_office(self, bootstrap: CAConfiguration) -> None:
         await self._log.barrier()
-        if self._log.state.cluster_id is None:
-            await self._found_cluster(bootstrap)
+        await self._founding.by_file(bootstrap)
         await self._tokens.initialize()
         self._compare(bootstrap)
         if self._log.state.active_root is None or self._log.state.change is not None:
             self._guard.require()
         await self._rotation.initialize()
         self._custody.signing(self._log.state)
-
-    async def _found_cluster(self, bootstrap: CAConfiguration) -> None:
-        """Fix cluster id and first configuration; a configuration that cannot work is refused before it is fixed."""
-        cluster_id = bootstrap.cluster_id
-        if cluster_id is None and bootstrap.root_cert is not None:
-            cluster_id = cluster_id_of_root(bootstrap.root_cert)
-        if cluster_id is None:
-            cluster_id = cluster_id_from(self._entropy.bytes(16))
-        with self._custody.provider(bootstrap, None, trust_domain=f"{cluster_id}.consul") as provider:
-            await within(self._clock, INSPECT_MAX, provider.inspect())
-        hmac_key, nonce = self._entropy.bytes(HMAC_KEY_BYTES), self._entropy.bytes(NONCE_BYTES)
-        command = Bootstrap(
-            at=int(self._clock.now().timestamp()),
-            cluster_id=cluster_id,
-            configuration=seal(bootstrap, self._keyring, self._entropy.bytes(NONCE_BYTES)),
-            sealed_hmac_key=self._keyring.seal(hmac_key, purpose=HMAC_KEY_PURPOSE, nonce=nonce),
-        )
-        outcome = verdict(await self._log.propose(command))
-        match outcome:
-            case Applied() | Refused(reason=Reason.ALREADY_BOOTSTRAPPED):
-                _log.info("the cluster is bootstrapped", cluster_id=self._log.state.cluster_id)
-            case Refused() as refused:
-                raise Conflict(f"the cluster was not bootstrapped: {refused.reason} {refused.detail}".rstrip())
-            case NotCommitted(reason=why):
-                raise CommitFailed(f"the cluster was not bootstrapped: {why}")
-            case OutcomeUnknown(reason=why):
-                await self._log.barrier()
-                if self._log.state.cluster_id is None:
-                    raise CommitUnknown(f"the cluster may not have been bootstrapped: {why}")
-            case _:
-                assert_never(outcome)
 
     def _compare(self, bootstrap: CAConfiguration) -> None:
         configuration = self._log.state.configuration

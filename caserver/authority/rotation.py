@@ -167,7 +167,7 @@ class Rotation:
             update = parse_update(
                 request.body, stored=stored, cluster_id=state.cluster_id, local=self._custody.vault_local
             )
-            _check_index(state, request.cas, update.modify_index)
+            check_index(state, request.cas, update.modify_index)
             plan = await self._plan(state, update.configuration, stored, until)
             match plan.effect:
                 case Effect.NOTHING:
@@ -405,7 +405,8 @@ def _earlier(state: CAState, request_id: str) -> ConfigurationChanged | None:
     return ConfigurationChanged(index=record.index, rotated=record.result == "activated")
 
 
-def _check_index(state: CAState, cas: int | None, modify_index: int) -> None:
+def check_index(state: CAState, cas: int | None, modify_index: int) -> None:
+    """Conflict if a write was decided on another configuration than the one in force (0: none is)."""
     current = 0 if state.configuration is None else state.configuration.modify_index
     for wanted in (cas, modify_index or None):
         if wanted is not None and wanted != current:

@@ -71,6 +71,7 @@ LAYERS: tuple[Mapping[str, set[str]], ...] = (
             "cleanups",
             "clock_guard",
             "custody",
+            "founding",
             "gate",
             "issuance",
             "maintenance",

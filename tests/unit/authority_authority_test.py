@@ -247,7 +247,8 @@ async def test_an_unknown_provider_in_the_state_is_refused_by_name() -> None:
     )
     task = asyncio.ensure_future(bare.run())
     await settle()
-    assert ("CATrouble", 'could not initialize provider: unknown CA provider "consul"') in bare.degraded
+    told = dict(bare.degraded)["CATrouble"]
+    assert told.startswith('could not initialize provider: unknown CA provider "consul"\nthe CA was never founded')
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

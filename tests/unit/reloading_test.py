@@ -14,6 +14,7 @@ from caserver.errors import InvalidConfig, ReloadFailed
 from caserver.fields import Secret
 from caserver.listeners import Front
 from caserver.reloading import Reloading
+from caserver.state.configuration import parse_bootstrap
 from tests.testkit.web_certs import WebCA
 
 
@@ -29,6 +30,11 @@ class Agent:
 
     taken: list[AgentConfig] = field(default_factory=list)
     fronts: list[Front] = field(default_factory=list)
+    founded: bool = True
+
+    def judge_seed(self, settings: AgentConfig) -> None:
+        """Find fault with what the built-in CA does not know."""
+        parse_bootstrap(settings.connect.ca_provider, settings.connect.ca_config)
 
     def take_over(self, settings: AgentConfig, front: Front) -> None:
         self.taken.append(settings)
@@ -36,7 +42,9 @@ class Agent:
 
 
 def reloading(agent: Agent, before: AgentConfig, read: Callable[[], AgentConfig]) -> Reloading:
-    made = Reloading(before, read=read, workers=InlineWorkers())
+    made = Reloading(
+        before, read=read, workers=InlineWorkers(), founded=lambda: agent.founded, judge_seed=agent.judge_seed
+    )
     made.begin(agent.take_over)
     return made
 
@@ -115,7 +123,13 @@ async def test_https_is_not_turned_on_while_it_runs(tmp_path: Path) -> None:
 
 async def test_a_reload_during_the_start_waits_for_its_end() -> None:
     agent, settings = Agent(), config()
-    held = Reloading(settings, read=lambda: replace(settings, log_level="warn"), workers=InlineWorkers())
+    held = Reloading(
+        settings,
+        read=lambda: replace(settings, log_level="warn"),
+        workers=InlineWorkers(),
+        founded=lambda: True,
+        judge_seed=agent.judge_seed,
+    )
     waiting = asyncio.ensure_future(held.reload())
     await asyncio.sleep(0)
 
@@ -147,3 +161,31 @@ async def test_how_access_is_controlled_does_not_change_while_it_runs() -> None:
 
     assert not held.config.acl.enabled
     assert lines[-2]["event"] == "acl: changed, and kept as it was: restart the agent to use it"
+
+
+async def test_what_founds_the_ca_counts_until_it_is_founded() -> None:
+    agent = Agent(founded=False)
+    fresh = config(connect__ca_config={"leaf_cert_ttl": "24h"}, connect__authorize_default="deny")
+    held = reloading(agent, config(), lambda: fresh)
+
+    await held.reload()
+    assert held.config.connect.ca_config == {"leaf_cert_ttl": "24h"}
+    assert held.config.connect.authorize_default is None
+
+    agent.founded = True
+    fresh = config(connect__ca_config={"leaf_cert_ttl": "48h"})
+    with capture_logs() as lines:
+        await held.reload()
+    assert held.config.connect.ca_config == {"leaf_cert_ttl": "24h"}
+    (told,) = [line["event"] for line in lines if line["log_level"] == "warning"]
+    assert "connect: changed, and kept as it was: it founds a cluster only" in told
+
+
+async def test_a_fault_in_what_founds_the_ca_leaves_everything_as_it_was() -> None:
+    agent, before = Agent(founded=False), config()
+    held = reloading(agent, before, lambda: config(connect__ca_config={"leaf_cert_tll": "24h"}, log_level="warn"))
+
+    with capture_logs(), pytest.raises(ReloadFailed, match="leaf_cert_tll"):
+        await held.reload()
+
+    assert (agent.taken, held.config) == ([], before)
