@@ -127,7 +127,15 @@ class Authority:
         self._gate = gate
         self._tokens = tokens
         self._custody = Custody(providers, keyring)
-        self._issuance = Issuance(log, custody=self._custody, clock=clock, entropy=entropy, datacenter=datacenter)
+        self._tending = Tending(log, custody=self._custody, clock=clock)
+        self._issuance = Issuance(
+            log,
+            custody=self._custody,
+            clock=clock,
+            entropy=entropy,
+            datacenter=datacenter,
+            suspect=self._tending.suspect,
+        )
         self._guard = ClockGuard(log, clock)
         self._rotation = Rotation(
             log,
@@ -142,7 +150,6 @@ class Authority:
         self._founding = Founding(log, custody=self._custody, clock=clock, entropy=entropy)
         self._urged = asyncio.Event()  # office is to be tried to be taken at once
         self._restoration = Restoration(log, rotation=self._rotation, keyring=keyring, clock=clock)
-        self._tending = Tending(log, custody=self._custody, clock=clock)
         self._maintenance = Maintenance(
             log,
             custody=self._custody,

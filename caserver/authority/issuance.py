@@ -101,7 +101,18 @@ class _Booked:
 class Issuance:
     """Signs service leaves on the leader."""
 
-    def __init__(self, log: Log, *, custody: Custody, clock: Clock, entropy: Entropy, datacenter: str) -> None:
+    def __init__(
+        self,
+        log: Log,
+        *,
+        custody: Custody,
+        clock: Clock,
+        entropy: Entropy,
+        datacenter: str,
+        suspect: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``suspect`` is told when an external provider did not sign."""
+        self._suspect = suspect
         self._log = log
         self._custody = custody
         self._clock = clock
@@ -227,6 +238,7 @@ class Issuance:
             if done.cancelled():
                 _fail(waiting, NotLeader("this node stopped leading before the leaf was signed"))
             elif (error := done.exception()) is not None:
+                self._suspect()
                 if not isinstance(error, CaserverError):
                     _log.error("a leaf was not signed", issue_id=order.issue_id, exc_info=error)
                 _fail(waiting, error)

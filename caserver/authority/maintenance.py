@@ -194,7 +194,9 @@ class Maintenance:
             renewed = await self._rotation.renew()
         except (CaserverError, Corrupt) as exc:
             expires = f"{datetime.fromtimestamp(self._custody.signing(state).issuer_not_after, UTC):%Y-%m-%dT%H:%M:%SZ}"
-            self._renew.failed(f"what signs leaves expires at {expires} and could not be renewed: {exc}")
+            lost = self._signer_lost.is_set()
+            fate = "is gone and could not be made anew" if lost else f"expires at {expires} and could not be renewed"
+            self._renew.failed(f"what signs leaves {fate}: {exc}")
             _log.warning("renewing what signs leaves failed, it will be tried again", reason=str(exc), expires=expires)
             return False
         if renewed:

@@ -40,6 +40,7 @@ class Tending:
         self._custody = custody
         self._clock = clock
         self._troubles: tuple[tuple[str, str], ...] = ()
+        self._suspicion = asyncio.Event()
         self.signer_lost = asyncio.Event()  # set while what signs leaves is gone from the backend
         self.token_expires_at: float | None = None  # epoch seconds; None: there is no token, or it never expires
 
@@ -48,16 +49,37 @@ class Tending:
         """What the provider in force complains of: (code, reason)."""
         return self._troubles
 
+    def suspect(self) -> None:
+        """A signature failed: look soon, not only when it is due."""
+        self._suspicion.set()
+
     async def run(self) -> None:
         """Look again and again until cancelled."""
         try:
             while True:
                 seen = in_force(self._log.state, self._log.leadership)
+                self._suspicion.clear()
                 rest = await self.look()
                 with contextlib.suppress(TimeoutError):
-                    await within(self._clock, rest, self._log.changed(in_force, seen))
+                    await within(self._clock, rest, self._roused(seen))
         finally:
             self._found(Tended(REST_MAX))
+
+    async def _roused(self, seen: _InForce) -> None:
+        """Until something else is in force, or what is has come under suspicion since the look before."""
+        changed = asyncio.ensure_future(self._log.changed(in_force, seen))
+        suspected = asyncio.ensure_future(self._suspected())
+        try:
+            done, _ = await asyncio.wait((changed, suspected), return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
+        finally:
+            changed.cancel()
+            suspected.cancel()
+
+    async def _suspected(self) -> None:
+        await self._clock.sleep(REST_MIN)
+        await self._suspicion.wait()
 
     async def look(self) -> float:
         """One look; seconds until the next."""

@@ -170,6 +170,74 @@ async def test_a_root_path_that_lost_its_root_is_told(vault: VaultLab) -> None:
     assert await signs(provider)
 
 
+@pytest.mark.parametrize("kind", ["kv", "kv-v2", "transit", "ssh"])
+async def test_another_engine_in_the_place_of_the_intermediate_is_told_and_left_alone(
+    vault: VaultLab, kind: str
+) -> None:
+    configuration = vault.configuration()
+    provider = await bound(vault, configuration)
+    _, path = path_of(configuration)
+    vault.server.ask("DELETE", f"sys/mounts/{path}")
+    vault.server.mount(path, kind)
+    assert not await signs(provider)
+    tended = await provider.tend(now())
+    assert codes(tended) == ["VaultMountChanged"]
+    assert f"{path} is a {kind.partition('-')[0]} mount now" in tended.troubles[0][1]
+    assert not tended.signer_lost  # nothing can be made there
+    vault.server.ask("DELETE", f"sys/mounts/{path}")
+    tended = await provider.tend(now())
+    assert (codes(tended), tended.signer_lost) == (["VaultIssuerMissing"], True)
+    assert f"nothing is mounted at {path} any more" in tended.troubles[0][1]
+    assert (await vault.provider(configuration).prepare(now=now(), epoch=2)).intermediates
+
+
+async def test_another_pki_engine_in_the_place_of_the_intermediate_is_used(vault: VaultLab) -> None:
+    configuration = vault.configuration()
+    provider = await bound(vault, configuration)
+    _, path = path_of(configuration)
+    vault.server.ask("DELETE", f"sys/mounts/{path}")
+    vault.server.mount(path)
+    tended = await provider.tend(now())
+    assert (codes(tended), tended.signer_lost) == (["VaultIssuerMissing"], True)
+
+
+async def test_an_engine_that_a_token_without_mounts_lost_is_told(vault: VaultLab) -> None:
+    configuration = vault.configuration()
+    _, path = path_of(configuration)
+    policy = EVERYTHING + 'path "sys/mounts/*" { capabilities = ["deny"] }'
+    policy += f'path "{path}/*" {{ capabilities = ["deny"] }}'
+    token = vault.server.restricted_token(policy)
+    provider = await bound(vault, configuration, token=Secret(token))
+    vault.server.ask("DELETE", f"sys/mounts/{path}")
+    tended = await provider.tend(now())
+    assert (codes(tended), tended.signer_lost) == (["VaultMountChanged"], False)
+    assert f"nothing that the Vault token may use is at {path}" in tended.troubles[0][1]
+
+
+async def test_a_root_engine_that_was_exchanged_is_told_and_signing_goes_on(vault: VaultLab) -> None:
+    configuration = vault.configuration()
+    provider = await bound(vault, configuration)
+    root, _ = path_of(configuration)
+    vault.server.ask("DELETE", f"sys/mounts/{root}")
+    tended = await provider.tend(now())
+    assert codes(tended) == ["VaultRootChanged"]
+    assert f"nothing is mounted at {root} any more" in tended.troubles[0][1]
+    vault.server.mount(root, "kv")
+    tended = await provider.tend(now())
+    assert codes(tended) == ["VaultRootChanged"]
+    assert f"{root} is a kv mount now" in tended.troubles[0][1]
+    assert "ForceWithoutCrossSigning" in tended.troubles[0][1]
+    assert await signs(provider)
+
+
+async def test_both_engines_gone_are_both_told(vault: VaultLab) -> None:
+    configuration = vault.configuration()
+    provider = await bound(vault, configuration)
+    for path in path_of(configuration):
+        vault.server.ask("DELETE", f"sys/mounts/{path}")
+    assert codes(await provider.tend(now())) == ["VaultRootChanged", "VaultIssuerMissing"]
+
+
 async def test_an_intermediate_that_nobody_renewed_is_told(vault: VaultLab) -> None:
     prepared = await vault.provider(configuration := vault.configuration()).prepare(now=now(), epoch=1)
     provider = vault.provider(

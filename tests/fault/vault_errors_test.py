@@ -280,6 +280,17 @@ def test_an_issuer_that_somebody_deleted_is_made_anew(world: World) -> None:
     world.heals()
 
 
+def test_another_engine_in_the_place_of_the_intermediate_is_told_and_made_good_when_it_is_gone(world: World) -> None:
+    world.server.ask("DELETE", f"sys/mounts/{world.intermediate}")
+    world.server.mount(world.intermediate, "kv")
+    assert world.sign().status in (BAD_GATEWAY, UNAVAILABLE)
+    assert f"{world.intermediate} is a kv mount now" in world.says("VaultMountChanged")
+    assert world.server.mounts()[world.intermediate]["type"] == "kv"
+    world.server.ask("DELETE", f"sys/mounts/{world.intermediate}")
+    world.heals()
+    assert world.server.mounts()[world.intermediate]["type"] == "pki"
+
+
 def test_away_from_a_server_that_is_down(living: World) -> None:
     """Last: the root changes. Cross-signing needs the old server, forcing does not."""
     living.server.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import assert_never
 
 import structlog
 
@@ -10,7 +11,7 @@ from caserver.authority.ports import Tended
 from caserver.environment import Clock
 from caserver.errors import CaserverError, InvalidConfig, ProviderRefused, ProviderUnavailable
 from caserver.pki.certificates import describe
-from caserver.providers.vault.engine import PKIEngine
+from caserver.providers.vault.engine import Mount, PKIEngine, Presence
 from caserver.providers.vault.session import Answer, Lease, VaultSession
 
 LOOK_AGAIN = 5.0  # seconds while all is well: three small requests
@@ -133,32 +134,61 @@ class Upkeep:
         return [("VaultTokenExpiring", reason)]
 
     async def _root_troubles(self) -> list[Trouble]:
-        path = self._root.path
-        pem = await self._root.default_pem()
+        path, refused = self._root.path, None
+        try:
+            pem = await self._root.default_pem()
+        except ProviderRefused as exc:
+            pem, refused = None, exc
         if pem is not None and pem.split() == self._root_pem.split():
             return []
         mine = describe(self._root_pem).id
-        if pem is None:
-            return [("VaultRootChanged", f"{path} shows no root any more; the active root {mine} cannot cross-sign")]
+        if pem is not None:
+            reason = (
+                f"the default issuer of {path} is another root than the active one ({mine}): write the configuration "
+                "again as it is to rotate to it, or make the active root the default again"
+            )
+            return [("VaultRootChanged", reason)]
+        exchanged = _exchanged(path, await self._root.mount())
+        if exchanged is None and refused is not None:
+            return [("VaultRefused", refused.detail)]
         reason = (
-            f"the default issuer of {path} is another root than the active one ({mine}): write the configuration "
-            "again as it is to rotate to it, or make the active root the default again"
+            f"{exchanged or f'{path} shows no root any more'}; the active root {mine} can neither cross-sign nor certify "
+            "another intermediate: bring its engine back, or rotate to another RootPKIPath with "
+            "ForceWithoutCrossSigning = true before what signs leaves ends"
         )
         return [("VaultRootChanged", reason)]
 
     async def _signer_troubles(self, now: datetime) -> list[Trouble]:
-        path = self._signers.path
-        if await self._signers.issuer_pem(self._issuer) is None:
-            reason = (
-                f"the issuer {self._issuer} of {path} is gone, no leaf can be signed until another one is made, "
-                "which is tried now"
-            )
-            return [("VaultIssuerMissing", reason)]
+        path, refused = self._signers.path, None
+        try:
+            pem = await self._signers.issuer_pem(self._issuer)
+        except ProviderRefused as exc:
+            pem, refused = None, exc
+        if pem is None:
+            return [await self._lost(path, refused)]
         ends = describe(self._signer_pem).not_after
         if ends - now.timestamp() > self._leaf_ttl:
             return []
         instant = datetime.fromtimestamp(ends, UTC)
         return [("VaultIntermediateExpiring", f"the intermediate at {path} ends at {instant:%Y-%m-%dT%H:%M:%SZ}")]
+
+    async def _lost(self, path: str, refused: ProviderRefused | None) -> Trouble:
+        """What became of the issuer that signs leaves: only what can be made anew is called missing."""
+        mount = await self._signers.mount()
+        exchanged = _exchanged(path, mount)
+        if exchanged is not None and mount.presence is not Presence.FREE:
+            reason = (
+                f"{exchanged}; no leaf can be signed: move what is there elsewhere, whereupon another intermediate is made, "
+                "or set another IntermediatePKIPath"
+            )
+            return "VaultMountChanged", reason
+        if exchanged is None and refused is not None:
+            return "VaultRefused", refused.detail
+        reason = (
+            f"{exchanged or f'the issuer {self._issuer} of {path} is gone'}, no leaf can be signed until another one is "
+            "made, which is tried now"
+        )
+        return "VaultIssuerMissing", reason
 
     def _rejected(self, answer: Answer) -> str:
         return (
@@ -176,3 +206,22 @@ class Upkeep:
             return LOOK_AGAIN
         until_renewal = lease.left(self._clock.monotonic()) - self._granted * RENEW_AT
         return min(LOOK_AGAIN, max(1.0, until_renewal))
+
+
+def _exchanged(path: str, mount: Mount) -> str | None:
+    """What lies at a path instead of a PKI engine, in words; None if one does."""
+    match mount.presence:
+        case Presence.MOUNTED:
+            return (
+                None
+                if mount.kind == "pki"
+                else f"{path} is a {mount.kind} mount now, not the PKI engine that was there"
+            )
+        case Presence.FREE:
+            return f"nothing is mounted at {path} any more"
+        case Presence.HIDDEN:
+            return f"nothing that the Vault token may use is at {path} any more"
+        case Presence.ENCLOSED:
+            return f"{path} lies within the {mount.kind} mount {mount.description} now, and is no PKI engine"
+        case _:
+            assert_never(mount.presence)
