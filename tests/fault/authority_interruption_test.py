@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -13,13 +14,15 @@ from caserver.errors import CaserverError, CommitUnknown
 from caserver.requests import ConfigurationChanged, IssuedLeaf
 from caserver.state.commands import ActivateRoot, Bootstrap, SetConfiguration
 from caserver.state.model import CARoot
+from tests.testkit import nodes
 from tests.testkit.external import FakeVault
 from tests.testkit.fakes import FakeLog, Killed, ManualClock, Tripwire, settle
-from tests.testkit.nodes import KEYRING, Node, build_node, operator_root, running, why_not
+from tests.testkit.nodes import KEYRING, Node, ProvingOnce, operator_root, running, why_not
 
 ROTATION = {**operator_root("ec-256"), "CSRMaxPerSecond": 0}
 REQUEST_ID = "c0ffee"
 MANY = 80  # more steps than any of these operations has
+build_node = partial(nodes.build_node, workers=ProvingOnce())
 
 
 def active(node: Node) -> CARoot:
