@@ -63,7 +63,7 @@ from caserver.requests import (
     SignLeaves,
     StageRestore,
 )
-from caserver.state.configuration import CAConfiguration, open_stored, same_meaning
+from caserver.state.configuration import CAConfiguration, not_in_force, open_stored
 from caserver.state.model import CAState, Index
 
 BACKOFF_MIN = 1.0  # seconds before office is tried to be taken again; doubles up to
@@ -335,9 +335,10 @@ class Authority:
         configuration = self._log.state.configuration
         if configuration is None:
             return
-        if not same_meaning(open_stored(configuration.stored, self._keyring), bootstrap):
-            _log.info(
-                "the CA configuration in force is not that of this node's file, which seeds the first bootstrap only"
+        if keys := not_in_force(bootstrap, open_stored(configuration.stored, self._keyring)):
+            _log.warning(
+                f"ca_config: {', '.join(keys)} of this node's file: not what is in force; it seeds the first bootstrap only, "
+                "change the CA with `caserver connect ca set-config`"
             )
 
     def _admission(self, caller: Caller, request: CARequest) -> Callable[[], None]:

@@ -37,6 +37,18 @@ _PRIVATE_KEY = "PrivateKey"
 _VAULT_SECRETS = "VaultSecrets"  # all of one configuration, as a JSON object
 _PURPOSES = {name: f"ca-configuration/{name}" for name in (_PRIVATE_KEY, _VAULT_SECRETS)}
 
+# Key -> field of what it means.
+_EFFECTIVE: Mapping[str, str] = {
+    "LeafCertTTL": "leaf_ttl",
+    "IntermediateCertTTL": "intermediate_ttl",
+    "RootCertTTL": "root_ttl",
+    "RotationPeriod": "rotation_period",
+    "PrivateKeyType": "private_key_type",
+    "PrivateKeyBits": "private_key_bits",
+    "CSRMaxPerSecond": "csr_max_per_second",
+    "CSRMaxConcurrent": "csr_max_concurrent",
+}
+
 _DECODE_FAILED = "Bad request: Request decode failed: "
 _STATE_READ_ONLY = "Provider State is read-only. It must be omitted or identical to the current value"
 _GO_BODY_TYPE = r'struct { ForceWithoutCrossSigningSnake bool "json:\"force_without_cross_signing\""; *structs.Alias }'
@@ -191,6 +203,30 @@ def same_meaning(one: CAConfiguration, other: CAConfiguration) -> bool:
         and same_pem(_revealed(one.private_key), _revealed(other.private_key))
         and one.vault == other.vault
     )
+
+
+def not_in_force(file: CAConfiguration, stored: CAConfiguration) -> tuple[str, ...]:
+    """What a file sets beyond the defaults and is not in force; what it leaves out may be anything."""
+    if same_meaning(file, stored):
+        return ()
+    if file.provider not in {stored.provider, BUILTIN}:
+        return ("ca_provider",)
+    said = [key for key, value in file.given.items() if key != "ClusterID" and BOOTSTRAP_DEFAULTS.get(key) != value]
+    # Secrets look all alike: if nothing else is another one, they are.
+    return tuple(key for key in said if _means_another(key, file, stored)) or tuple(
+        key for key in said if file.vault is not None and file.given[key] == REDACTED
+    )
+
+
+def _means_another(key: str, file: CAConfiguration, stored: CAConfiguration) -> bool:
+    if key in _EFFECTIVE:
+        return bool(getattr(file.effective, _EFFECTIVE[key]) != getattr(stored.effective, _EFFECTIVE[key]))
+    if key == _PRIVATE_KEY:
+        return not same_pem(_revealed(file.private_key), _revealed(stored.private_key))
+    if key == "RootCert":
+        return not same_pem(file.root_cert, stored.root_cert)
+    known = {fold(name): value for name, value in stored.given.items()}
+    return file.given[key] != known.get(fold(key))
 
 
 def _decode_body(body: str) -> _Body:

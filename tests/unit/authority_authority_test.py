@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import structlog
 
 from caserver.authority.authority import Authority
 from caserver.authority.ports import Providers
@@ -113,6 +114,35 @@ async def test_a_later_leader_only_reads_what_is_complete() -> None:
             assert why_not(again, root.pem, second.clock.now()) is None
             with pytest.raises(NotLeader):
                 await first.sign("web")
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "named"),
+    [
+        ({"leaf_cert_ttl": "24h"}, {}, "LeafCertTTL"),
+        ({"leaf_cert_ttl": "72h0m0s", "rotation_period": "2160h"}, {}, ""),
+        ({}, {"LeafCertTTL": "24h"}, ""),  # which says nothing of it
+        ({"leaf_cert_ttl": "24h"}, {"LeafCertTTL": "24h"}, ""),
+        ({"private_key_bits": 384, "leaf_cert_ttl": "48h"}, {"LeafCertTTL": "24h"}, "LeafCertTTL, PrivateKeyBits"),
+        (operator_root("ec-256"), {}, "PrivateKey, RootCert"),
+    ],
+)
+async def test_a_file_that_is_not_in_force_is_named_by_who_leads(
+    file: dict[str, object], changed: dict[str, object], named: str
+) -> None:
+    async with leading_node() as first:
+        if changed:
+            await first.configure({**changed, "CSRMaxPerSecond": 0})
+        bootstrap = bootstrap_configuration(**file)
+        second = build_node(first.log.elsewhere("n2"), clock=first.clock, seed=2, bootstrap=bootstrap)
+        async with running(second):
+            with structlog.testing.capture_logs() as lines:
+                second.log.become_leader()
+                await settle()
+
+    found = [each["event"] for each in lines if each["log_level"] == "warning"]
+    said = "of this node's file: not what is in force; it seeds the first bootstrap only, change the CA with"
+    assert found == ([f"ca_config: {named} {said} `caserver connect ca set-config`"] if named else [])
 
 
 async def test_nothing_is_generated_while_leadership_is_not_proven() -> None:

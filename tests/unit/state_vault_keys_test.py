@@ -14,6 +14,7 @@ from caserver.fields import REDACTED, Secret
 from caserver.internode.keyring import Keyring
 from caserver.state.configuration import (
     CAConfiguration,
+    not_in_force,
     open_stored,
     parse_bootstrap,
     parse_update,
@@ -348,3 +349,22 @@ class TestRefused:
         same = {"RootPKIPath": "pki", "IntermediatePKIPath": "pki", "RootPKINamespace": "a"}
 
         assert vault({**PLAIN, **same}).root_namespace == "a"
+
+
+def test_what_a_file_sets_and_is_not_in_force_is_named() -> None:
+    config = {"address": URL, "token": TOKEN, "root_pki_path": "connect-root", "intermediate_pki_path": "inter"}
+    file = seeded(config)
+    stored = open_stored(seal(file, KEYRING, bytes(12)), KEYRING)
+
+    assert not_in_force(file, stored) == ()
+    assert not_in_force(seeded({**config, "token": "s.newer"}), stored) == ("Token",)
+    assert not_in_force(seeded({**config, "root_pki_path": "next", "leaf_cert_ttl": "24h"}), stored) == (
+        "LeafCertTTL",
+        "RootPKIPath",
+    )
+    assert not_in_force(file, parse_bootstrap(None, {})) == ("ca_provider",)
+    assert not_in_force(parse_bootstrap(None, {}), stored) == ()
+    assert not_in_force(file, update({**PLAIN, "IntermediatePKIPath": "inter"})) == ()
+    for local in (HOME, VaultLocal(address="http://127.0.0.1:8200", token=Secret("s.other"))):
+        bare = seeded({"root_pki_path": "connect-root", "intermediate_pki_path": "inter"}, local)
+        assert not_in_force(bare, open_stored(seal(bare, KEYRING, bytes(12)), KEYRING)) == ()
