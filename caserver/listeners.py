@@ -62,7 +62,7 @@ def _listeners(config: AgentConfig) -> tuple[Listener, ...]:
 
 
 def _hosts(config: AgentConfig) -> Hosts:
-    names = {config.node_name, *config.listen.hosts}
+    names = {config.node_name, config.own_address, *config.listen.hosts}
     names.update(config.peers, (peer.address for peer in config.peers.values()))
     if config.tls is not None:
         names.update(tls.dns_names(config.tls.cert_file.read_text()))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Flags that set a key of the configuration.
 _KEY_OF_FLAG = {
+    "advertise": "advertise_addr",
     "bind": "bind_addr",
     "client": "client_addr",
     "data-dir": "data_dir",
@@ -34,7 +35,6 @@ _KEY_OF_FLAG = {
 }
 # Flags of `consul agent` that a start script may carry, for the same keys in a file.
 _CONSUL_VALUES = {
-    "advertise": "advertise_addr",
     "advertise-wan": "advertise_addr_wan",
     "alt-domain": "alt_domain",
     "bootstrap-expect": "bootstrap_expect",
@@ -113,6 +113,7 @@ SOURCES = (
     ),
 )
 _SETTINGS = (
+    Flag("advertise", "Address that clients are told of a single server. Defaults to what it binds."),
     Flag(
         "allow-write-http-from",
         "Network from which something may be changed over HTTP, such as 10.0.0.0/8. May be given several times. The "

@@ -242,7 +242,7 @@ def test_files_of_any_name_are_read_in_the_format_that_is_told(
 
 def test_a_start_script_of_consul_is_understood() -> None:
     """The flags of ``consul agent`` 1.8, each with a value."""
-    valued = """advertise advertise-wan allow-write-http-from=10.0.0.0/8 alt-domain bind=10.0.0.1 bootstrap-expect=1
+    valued = """advertise=10.0.0.2 advertise-wan allow-write-http-from=10.0.0.0/8 alt-domain bind=10.0.0.1 bootstrap-expect=1
         check_output_max_size client=127.0.0.1 data-dir datacenter default-query-time dns-port=-1 domain encrypt grpc-port
         http-port=1 https-port=-1 log-file log-level=info log-rotate-bytes log-rotate-duration log-rotate-max-files
         max-query-time node node-id node-meta pid-file primary-gateway protocol raft-protocol recursor
@@ -254,5 +254,6 @@ def test_a_start_script_of_consul_is_understood() -> None:
 
     config = load(COMMANDS["agent"].parse([*words, *(f"-{word}" for word in switches.split())]), {})
 
+    assert config.own_address == "10.0.0.2"
     assert [str(each) for each in config.http.write_from] == ["10.0.0.0/8"]
     assert config.warnings[-1].startswith("keys of Consul without a meaning here, ignored: ")

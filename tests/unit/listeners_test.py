@@ -54,6 +54,10 @@ def test_a_browser_may_use_the_names_of_the_certificate(tmp_path: Path) -> None:
         hosts.check("GET", {"Host": "other.example", **BROWSER})
 
 
+def test_a_browser_may_use_the_name_that_a_single_server_advertises() -> None:
+    front(config(advertise_addr="ca.internal")).hosts.check("GET", {"Host": "ca.internal:8500", **BROWSER})
+
+
 @pytest.mark.parametrize(
     ("year", "said"),
     [(2019, "is not valid before 2020-01-01"), (2026, None), (2095, "expires at 2100-01-01"), (2101, "expired at")],
