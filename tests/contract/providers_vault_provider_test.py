@@ -324,6 +324,39 @@ async def test_what_signs_at_another_server_under_the_same_path_keeps_nothing_he
     assert "ca/mesh" in vault.server.mounts(namespace=elsewhere)
 
 
+@pytest.mark.parametrize("lost", ["token", "permission"])
+async def test_what_a_token_may_not_see_any_more_is_still_owed(vault: VaultLab, lost: str) -> None:
+    configuration = vault.configuration()
+    await prepared_on(vault, configuration)
+    _, path = path_of(configuration)
+    policy = """
+        path "auth/token/lookup-self" { capabilities = ["read"] }
+        path "sys/capabilities-self" { capabilities = ["update"] }
+    """
+    token = vault.server.restricted_token(policy)
+    if lost == "token":
+        vault.server.ask("POST", "auth/token/revoke", {"token": token})
+    blind = vault.provider(with_vault(configuration, token=Secret(token)))
+    with pytest.raises(CaserverError) as caught:
+        await blind.retire(epochs=(1,), keep=None)
+    assert f'path "{path}/key/+" {{ capabilities = ["delete"] }}' in caught.value.detail or lost == "token"
+    assert "the Vault token was refused" in caught.value.detail or lost == "permission"
+    assert token not in caught.value.detail
+    assert len(vault.server.keys_of(path)) == 1
+
+
+async def test_who_may_clean_up_where_nothing_is_mounted_any_more_is_done(vault: VaultLab) -> None:
+    configuration = vault.configuration()
+    _, path = path_of(configuration)
+    policy = f"""
+        path "auth/token/lookup-self" {{ capabilities = ["read"] }}
+        path "sys/capabilities-self" {{ capabilities = ["update"] }}
+        path "{path}/*" {{ capabilities = ["list", "delete"] }}
+    """
+    token = vault.server.restricted_token(policy)
+    await vault.provider(with_vault(configuration, token=Secret(token))).retire(epochs=(1,), keep=None)
+
+
 async def test_retiring_a_path_where_nothing_is_mounted_any_more_is_done_at_once(vault: VaultLab) -> None:
     await vault.provider(vault.configuration()).retire(epochs=(1, 2), keep=None)
 

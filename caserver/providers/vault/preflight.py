@@ -83,6 +83,13 @@ def intermediate_needs(namespace: str, path: str, role: str, *, ours: bool) -> l
         Need(namespace, f"{path}/intermediate/set-signed", ("update",)),
         Need(namespace, f"{path}/issuer/default/sign/{role}", ("update",)),
         Need(namespace, f"{path}/config/issuers", ("update",)),
+        *cleaning_needs(namespace, path),
+    ]
+
+
+def cleaning_needs(namespace: str, path: str) -> list[Need]:
+    """What removing an issuer of ours takes at the intermediate path."""
+    return [
         Need(namespace, f"{path}/keys", ("list",)),
         Need(namespace, f"{path}/issuer/default", ("delete",)),
         Need(namespace, f"{path}/key/default", ("delete",)),

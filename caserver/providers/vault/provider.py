@@ -222,6 +222,9 @@ class VaultProvider:
         """Delete our issuers and keys of ``epochs``, and the engine if we mounted it and nothing else is in it."""
         engine = self._signers
         mount = await engine.mount()
+        if mount.presence is Presence.HIDDEN:  # gone, if the token could see it; what it may not see is still owed
+            await self._check_token()
+            await preflight.require(self._session, preflight.cleaning_needs(engine.namespace, engine.path))
         if mount.presence is not Presence.MOUNTED or mount.kind != "pki":
             return
         names = {self._name(epoch) for epoch in epochs}
