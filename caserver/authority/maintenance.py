@@ -21,10 +21,10 @@ from caserver.authority.ports import Log, commit
 from caserver.authority.resealing import Resealing
 from caserver.authority.rotation import Rotation
 from caserver.environment import Clock, within
-from caserver.errors import CaserverError, Corrupt
+from caserver.errors import CaserverError, Corrupt, InvalidConfig, ProviderRefused
 from caserver.raft.ports import Leadership
 from caserver.state.commands import ExpireLeaves, ProviderRetired, PruneRoots, RestoreAbort
-from caserver.state.configuration import open_stored
+from caserver.state.configuration import CAConfiguration, open_stored
 from caserver.state.lifecycle import Expire, GiveUpRestore, Prune, RetireProvider, due, next_due
 from caserver.state.model import CAState, Index, Retiring, RootID
 
@@ -235,8 +235,26 @@ class Maintenance:
             root = replace(root, backend=retiring.backend)
         keep = None if active is None else MappingProxyType(dict(active.backend))
         configuration = open_stored(retiring.configuration, self._custody.keyring)
-        with self._custody.provider(configuration, root, trust_domain=state.trust_domain or "") as provider:
-            await provider.retire(epochs=(retiring.epoch,), keep=keep)
+
+        async def retire(configuration: CAConfiguration) -> None:
+            with self._custody.provider(configuration, root, trust_domain=state.trust_domain or "") as provider:
+                await provider.retire(epochs=(retiring.epoch,), keep=keep)
+
+        try:
+            await retire(configuration)
+        except (ProviderRefused, InvalidConfig):
+            # Its credentials may have ended since: mostly that is why there are others now.
+            renewed = self._with_present_credentials(state, configuration)
+            if renewed is None:
+                raise
+            await retire(renewed)
+
+    def _with_present_credentials(self, state: CAState, former: CAConfiguration) -> CAConfiguration | None:
+        if state.configuration is None or former.vault is None:
+            return None
+        present = open_stored(state.configuration.stored, self._custody.keyring)
+        vault = None if present.vault is None else former.vault.known_as(present.vault)
+        return None if vault is None else replace(former, vault=vault)
 
     async def _rest(self) -> None:
         """Until something falls due, or the state gives another reason to look."""

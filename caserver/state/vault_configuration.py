@@ -8,7 +8,7 @@ each server looks for them below its own ``connect { file_dir }``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -133,6 +133,20 @@ class VaultConfiguration:
             self.intermediate_namespace,
             self.intermediate_pki_path,
         )
+
+    def known_as(self, other: VaultConfiguration) -> VaultConfiguration | None:
+        """The same places with the credentials of ``other``; None if those are the same, or for another server or namespace."""
+        if (self.address, self.namespace) != (other.address, other.namespace):
+            return None
+        known = replace(
+            self,
+            token=other.token,
+            token_file=other.token_file,
+            auth_method=other.auth_method,
+            cert_file=other.cert_file,
+            key_file=other.key_file,
+        )
+        return None if known == self else known
 
 
 @dataclass(frozen=True, slots=True)

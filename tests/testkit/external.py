@@ -54,6 +54,7 @@ class FakeVault:
     clock: Clock
     roots: dict[str, list[Pair]] = field(default_factory=dict)  # the last one is the default
     signers: dict[str, dict[int, Pair]] = field(default_factory=dict)  # path -> epoch -> our issuer
+    revoked: set[str] = field(default_factory=set)  # tokens that clean nothing up any more
     foreign: set[str] = field(default_factory=set)  # intermediate paths that somebody else mounted
     down: CaserverError | None = None
     troubles: tuple[tuple[str, str], ...] = ()
@@ -180,6 +181,8 @@ class FakeVaultProvider:
     async def retire(self, *, epochs: tuple[int, ...], keep: Backend | None) -> None:
         path = self._vault.intermediate_pki_path
         await self._server.reached("retire")
+        if self._vault.token is not None and self._vault.token.reveal() in self._server.revoked:
+            raise ProviderRefused("permission denied")
         standing = self._server.signers.get(path)
         if standing is None:
             return

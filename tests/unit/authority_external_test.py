@@ -333,6 +333,31 @@ class TestChanges:
             assert [each.epoch for each in node.state.retiring] == [owed]
             assert "gone for good" in dict(node.authority.degraded)["CleanupOwed"]
 
+    async def test_what_an_old_token_may_not_clean_up_any_more_the_one_in_force_does(self) -> None:
+        node, server = scene()
+        async with running(node):
+            await put(node, VAULT_A)
+            server.revoked.add("s.token")
+            await put(node, vault("root-b", "inter-b", Token="s.new"))
+            await node.clock.advance(RETIRED)
+            assert server.standing == {("inter-b", active(node).epoch)}
+            assert node.authority.degraded == ()
+
+    @pytest.mark.parametrize("elsewhere", [{"Address": "https://other:8200"}, {"Namespace": "mesh"}])
+    async def test_a_token_never_follows_a_clean_up_to_another_server_or_namespace(
+        self, elsewhere: dict[str, object]
+    ) -> None:
+        node, server = scene()
+        async with running(node):
+            await put(node, VAULT_A)
+            server.revoked.add("s.token")
+            await put(node, vault("root-b", "inter-b", Token="s.new", **elsewhere))
+            await node.clock.advance(RETIRED)
+            assert "permission denied" in dict(node.authority.degraded)["CleanupOwed"]
+            server.revoked.clear()
+            await node.clock.advance(600)
+            assert node.authority.degraded == ()
+
     @pytest.mark.parametrize("member", ["prepare", "sign_leaves"])
     async def test_a_change_that_fails_leaves_the_live_ca_and_what_it_made_is_cleaned_up(self, member: str) -> None:
         node, server = scene()
