@@ -32,8 +32,8 @@ def root_key_purpose(root_id: str) -> str:
 
 
 def seal_root_key(key: Secret, keyring: Keyring, *, root_id: RootID, nonce: bytes) -> Sealed:
-    """Seal a CA key (PKCS#8 PEM) as the state carries it (PKCS#8 DER)."""
-    der = load_private_key(key).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    """Seal the CA key that a provider prepared (PKCS#8 PEM) as the state carries it (PKCS#8 DER)."""
+    der = load_private_key(key, judged=True).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     return keyring.seal(der, purpose=root_key_purpose(root_id), nonce=nonce)
 
 
@@ -41,7 +41,8 @@ def open_root_key(root: CARoot, keyring: Keyring) -> Secret | None:
     """The CA key of ``root`` as PKCS#8 PEM; None if the state holds none. Corrupt if it does not open."""
     if root.sealed_key is None:
         return None
-    private = load_der_private_key(keyring.open(root.sealed_key, purpose=root_key_purpose(root.id)), password=None)
+    der = keyring.open(root.sealed_key, purpose=root_key_purpose(root.id))
+    private = load_der_private_key(der, password=None, unsafe_skip_rsa_key_validation=True)  # judged, then sealed
     return Secret(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode())
 
 

@@ -60,7 +60,7 @@ def builtin_kind(clock: Clock, entropy: Entropy, workers: Workers) -> ProviderKi
     ) -> Provider:
         bound = None
         if root is not None and root_key is not None:
-            bound = _Bound(root_pem=root.pem, key=load_private_key(root_key))
+            bound = _Bound(root_pem=root.pem, key=load_private_key(root_key, judged=True))
         return BuiltinProvider(
             configuration, trust_domain=trust_domain, clock=clock, entropy=entropy, workers=workers, bound=bound
         )
@@ -125,6 +125,7 @@ class BuiltinProvider:
         self._workers = workers
         self._bound = bound
         self._issuer: Issuer | None = None
+        self._given: PrivateKey | None = None  # the configured key, read once
 
     async def inspect(self) -> Inspection:
         """The operator's root if it is fit for this cluster (InvalidConfig with every fault if not), else none yet."""
@@ -202,14 +203,15 @@ class BuiltinProvider:
     def _operator_key(self) -> PrivateKey | None:
         """The configured key; InvalidConfig with Consul's text in front if it cannot be used."""
         given = self._configuration.private_key
-        if given is None:
-            return None
+        if given is None or self._given is not None:
+            return self._given
         try:
-            return load_private_key(given)
+            self._given = load_private_key(given)
         except InvalidConfig as exc:
             if self._configuration.root_cert is not None:
                 raise InvalidConfig(f"error configuring provider: {exc.detail}") from exc
             raise InvalidConfig(f"error generating CA root certificate: error generating CA: {exc.detail}") from exc
+        return self._given
 
     def _check_operator_root(self, root_cert: str, key: PrivateKey | None) -> None:
         if key is None:

@@ -23,6 +23,18 @@ def test_a_key_is_read_in_every_usual_form(name: str):
         assert keys.load_private_key(pem).public_key().public_numbers() == numbers
 
 
+def test_rsa_numbers_that_do_not_belong_together_are_refused_unless_the_key_was_judged_before():
+    sound = private_key("rsa-2048")
+    assert isinstance(sound, rsa.RSAPrivateKey)
+    n = sound.private_numbers()
+    odd = rsa.RSAPrivateNumbers(n.p, n.q, n.d + 2, n.dmp1, n.dmq1, n.iqmp, n.public_numbers)
+    pem = keys.pkcs8_pem(odd.private_key(unsafe_skip_rsa_key_validation=True))
+
+    with pytest.raises(InvalidConfig, match="does not hold a readable private key"):
+        keys.load_private_key(pem)
+    assert keys.load_private_key(pem, judged=True).public_key() == sound.public_key()
+
+
 def test_the_parameters_that_openssl_ecparam_writes_first_are_passed_over():
     parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
 
