@@ -1,7 +1,5 @@
 import ssl
 from collections.abc import Collection
-from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -9,7 +7,6 @@ from cryptography import x509
 from caserver.internode.identity import NodeIdentity, node_uri
 from caserver.internode.keyring import Keyring
 from caserver.pki import tls
-from tests.testkit import openssl
 
 OLD, NEW = bytes(32), bytes([1]) * 32
 NAMES = ("n1", "n2", "an odd/näme with a % and more than the sixty-four characters of a common name")
@@ -65,19 +62,6 @@ def test_certificates_are_the_same_after_every_start_and_never_expire() -> None:
     assert (first.not_valid_before_utc.year, first.not_valid_after_utc.year) == (1970, 9999)
     assert certificate(identity("n2")).public_key() != first.public_key()
     assert certificate(identity("n1", NEW)).public_key() != first.public_key()
-
-
-@pytest.mark.parametrize("year", [1971, 2024, 2105, 9000])
-def test_whatever_a_clock_says_the_certificates_hold(year: int, tmp_path: Path) -> None:
-    own = identity("n1")
-    authority, node = tmp_path / "ca.pem", tmp_path / "node.pem"
-    authority.write_text("".join(own._authorities_pem))
-    node.write_text(own._chain_pem)
-    at = int(datetime(year, 1, 2, tzinfo=UTC).timestamp())
-
-    said = openssl.run("verify", "-attime", str(at), "-CAfile", str(authority), str(node))
-
-    assert said.endswith(": OK\n")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from datetime import timedelta
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -17,10 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from caserver.errors import InvalidConfig, ProviderRefused
-from caserver.fields import Secret, fault_text
+from caserver.fields import fault_text
 from caserver.pki import certificates, keys
 from caserver.pki.certificates import describe, load_certificate, operator_root_faults, serial_from
-from tests.testkit import mesh
 from tests.testkit.keys import ed25519_key, key_pem, private_key
 from tests.testkit.mesh import NOW, TRUST_DOMAIN, crossed, root
 
@@ -375,104 +371,6 @@ def test_two_certificates_and_text_around_one_are_refused():
     assert "RootCert: holds 2 PEM blocks" in faults_of(pem + pem)
     assert "RootCert: holds 2 PEM blocks" in faults_of(pem + key_pem("ec-256"))
     assert "RootCert: has text around the certificate" in faults_of("subject=ours\n" + pem)
-
-
-# --- openssl ---
-
-
-def openssl(*words: str, cwd: Path) -> str:
-    done = subprocess.run(["openssl", *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=30)
-    return done.stdout + done.stderr
-
-
-def printed_commands(refusal: str) -> str:
-    return "\n".join(line for line in refusal.splitlines() if line.startswith("openssl "))
-
-
-# The operator's root of Consul's documentation page, word for word: RSA, the right URI, and nothing else.
-DOCUMENTATION_ROOT = """\
------BEGIN CERTIFICATE-----
-MIIDijCCAnKgAwIBAgIJAOFZ66em1qC7MA0GCSqGSIb3DQEBCwUAMGIxCzAJBgNV
-BAYTAlVTMRMwEQYDVQQIDApDYWxpZm9ybmlhMRYwFAYDVQQHDA1TYW4gRnJhbmNp
-c2NvMRIwEAYDVQQKDAlIYXNoaUNvcnAxEjAQBgNVBAMMCWxvY2FsaG9zdDAeFw0x
-ODA2MDYxNzM3MDNaFw0yODA2MDMxNzM3MDNaMGIxCzAJBgNVBAYTAlVTMRMwEQYD
-VQQIDApDYWxpZm9ybmlhMRYwFAYDVQQHDA1TYW4gRnJhbmNpc2NvMRIwEAYDVQQK
-DAlIYXNoaUNvcnAxEjAQBgNVBAMMCWxvY2FsaG9zdDCCASIwDQYJKoZIhvcNAQEB
-BQADggEPADCCAQoCggEBAK6ostXN6W093EpI3RDNQDwC1Gq3lPNoodL5XRaVVIBU
-3X5iC+Ttk02p67cHUguh4ZrWr3o3Dzxm+gKK0lfZLW0nNYNPAIGZWQD9zVSx1Lqt
-8X0pd+fhMV5coQrh3YIG/vy17IBTSBuRUX0mXOKjOeJJlrw1HQZ8pfm7WX6LFul2
-Xszvgn5K1XR+9nhPy6K2bv99qsY0sm7AqCS2BjYBW8QmNngJOdLPdhyFh7invyXe
-Pqgujc/KoA3P6e3/G7bJZ9+qoQMK8uwD7PxtA2hdQ9t0JGPsyWgzhwfBxWdBWRzV
-RvVi6Yu2tvw3QrjdeKQ5Ouw9FUb46VnTU7jTO974HjkCAwEAAaNDMEEwPwYDVR0R
-BDgwNoY0c3BpZmZlOi8vMzZjYjUyY2QtNDA1OC1mODExLTA0MzItNjc5OGEyNDBj
-NWQzLmNvbnN1bDANBgkqhkiG9w0BAQsFAAOCAQEATHgCro9VXj7JbH/tlB6f/KWf
-7r98+rlUE684ZRW9XcA9uUA6y265VPnemsC/EykPsririoh8My1jVPuEfgMksR39
-9eMDJKfutvSpLD1uQqZE8hu/hcYyrmQTFKjW71CfGIl/FKiAg7wXEw2ljLN9bxNv
-GG118wrJyMZrRvFjC2QKY025QQSJ6joNLFMpftsZrJlELtRV+nx3gMabpiDRXhIw
-JM6ti26P1PyVgGRPCOG10v+OuUtwe0IZoOqWpPJN8jzSuqZWf99uolkG0xuqLNz6
-d8qvTp1YF9tTmysgvdeGALez/02HTF035RVTsQfH9tM/+4yG1UnmjLpz3p4Fow==
------END CERTIFICATE-----
-"""
-DOCUMENTATION_TRUST_DOMAIN = "36cb52cd-4058-f811-0432-6798a240c5d3.consul"
-
-
-def test_the_printed_commands_turn_the_documentations_example_into_a_root_that_is_accepted(tmp_path: Path):
-    """DESIGN section 8: the documentation's root is refused with commands that, run as printed, make a good one."""
-    then = datetime(2018, 6, 7, tzinfo=UTC)
-    judge = partial(operator_root_faults, trust_domain=DOCUMENTATION_TRUST_DOMAIN, leaf_ttl=8760 * 3600)
-
-    faults = judge(DOCUMENTATION_ROOT, None, now=then)
-
-    assert [fault.problem for fault in faults] == [
-        "has no Basic Constraints",
-        "has no Key Usage",
-        "has no Subject Key Identifier",
-    ]
-    commands = printed_commands(fault_text(faults))
-    subprocess.run(["sh", "-ec", commands], cwd=tmp_path, check=True, capture_output=True, timeout=30)
-    pem, key = (tmp_path / "root.crt").read_text(), keys.load_private_key(Secret((tmp_path / "root.key").read_text()))
-    assert judge(pem, key, now=load_certificate(pem).not_valid_before_utc) == []
-    assert describe(pem).subject == "CN=Connect CA Root 20180607000000"
-
-
-def test_the_second_command_alone_keeps_the_operators_key(tmp_path: Path):
-    (tmp_path / "root.key").write_text(key_pem("rsa-2048"))
-    request = printed_commands(faults_of("garbage")).splitlines()[1]
-
-    subprocess.run(["sh", "-ec", request], cwd=tmp_path, check=True, capture_output=True, timeout=30)
-
-    pem = (tmp_path / "root.crt").read_text()
-    born = load_certificate(pem).not_valid_before_utc
-    assert (
-        operator_root_faults(pem, private_key("rsa-2048"), trust_domain=TRUST_DOMAIN, now=born, leaf_ttl=LEAF_TTL) == []
-    )
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("ec-256", "rsa-2048"),
-        ("rsa-2048", "ec-384"),
-        ("ec-521", "ec-224"),
-        ("rsa-4096", "rsa-2048"),
-        ("ec-224", "ec-256"),
-    ],
-)
-def test_openssl_verifies_leaves_across_a_rotation_for_both_purposes(old: str, new: str, tmp_path: Path):
-    old_pem, new_pem = root(old), root(new)
-    (tmp_path / "old.pem").write_text(old_pem)
-    (tmp_path / "new.pem").write_text(new_pem)
-    (tmp_path / "crossed.pem").write_text(crossed(new_pem, old=old_pem, old_key=old))
-    (tmp_path / "leaf.pem").write_text(mesh.leaf(new_pem, new))
-    at = str(int(NOW.timestamp()))
-
-    for purpose in ("sslserver", "sslclient"):
-        common = ["-x509_strict", "-purpose", purpose, "-attime", at]
-        under_new = openssl("verify", *common, "-CAfile", "new.pem", "leaf.pem", cwd=tmp_path)
-        under_old = openssl(
-            "verify", *common, "-CAfile", "old.pem", "-untrusted", "crossed.pem", "leaf.pem", cwd=tmp_path
-        )
-        assert (under_new, under_old) == ("leaf.pem: OK\n", "leaf.pem: OK\n")
 
 
 def test_a_subject_that_is_no_text_is_a_fault_like_any_other():

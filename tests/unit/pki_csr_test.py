@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import subprocess
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -89,29 +87,6 @@ def test_each_request_of_several_stands_for_itself():
 
     assert [type(result) for result in results] == [CheckedCSR, InvalidCSR, CheckedCSR]
     assert check() == []
-
-
-def test_a_request_of_openssl_is_accepted(tmp_path: Path):
-    words = [
-        "openssl",
-        "req",
-        "-new",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        "k",
-        "-subj",
-        "/CN=web",
-        "-addext",
-        f"subjectAltName=URI:{WEB.uri}",
-    ]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=30)
-
-    (checked,) = check(done.stdout)
-
-    assert isinstance(checked, CheckedCSR)
-    assert checked.service_id == WEB
 
 
 OTHER = "22222222-2222-3333-4444-555555555555.consul"
