@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 from caserver.acl_requests import ACLRequest, CloneToken, PutPolicy, PutToken, RemovePolicy, RemoveToken, new_id
 from caserver.fields import Secret
-from caserver.pki.csr import make_csr
-from caserver.pki.spiffe import ServiceID
 from caserver.requests import Caller, IssuedLeaf, LeavesSigned, SignLeaves
 
 if TYPE_CHECKING:
@@ -140,7 +138,7 @@ class Badges:
         badge, restores = self.clients.chance.choice(self.made), self._restores
         service = badge.right.service if self.clients.chance.random() < OWN else self.clients.service()
         gone = badge.is_gone(restores)
-        csr = make_csr(self.clients.entropy.private_key("ec", 256), ServiceID(trust_domain, "dc1", service).uri)
+        csr = self.clients.csr(trust_domain, service)
         caller = Caller(token=Secret(badge.secret), source="sim")
         answer = await self.clients.ask(life, lambda: life.leader.execute(caller, SignLeaves((csr,))))
         if not isinstance(answer, LeavesSigned) or not isinstance(answer.results[0], IssuedLeaf):

@@ -100,6 +100,7 @@ class Witness:
         self._unnumbered: Counter[tuple[int, str]] = Counter()  # (index, service) -> leaves that may be handed out
         self._begun: dict[tuple[int, str], float] = {}  # the same -> instant of the first proposal
         self.effects: dict[str, list[int]] = {}  # request id -> indexes at which it took effect
+        self.replaced: dict[int, int] = {}  # index of a change of the configuration -> index of the one before it
         self.restored: set[int] = set()  # indexes at which a restore took effect
         self.acknowledged_index = 0  # highest index that any client was told of
         self.bundles = Bundles(self.fail)
@@ -335,7 +336,14 @@ class Witness:
             self.restored.add(took)
         elif isinstance(command, ActivateRoot | SetConfiguration | SetIntermediate) and took:
             self.effects.setdefault(command.request_id, []).append(took)
+            self.replaced[took] = self._configured_at(index - 1)
         self.bundles.changed(state, at=command.at)
+
+    def _configured_at(self, index: int) -> int:
+        """Index of the configuration that was in force after an entry; 0 for none."""
+        known = self._committed.get(index)
+        configuration = None if known is None or known.state is None else known.state.configuration
+        return 0 if configuration is None else configuration.modify_index
 
     def _book(self, order: LeafOrder, index: int) -> None:
         self.count("leaves booked")

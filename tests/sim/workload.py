@@ -32,6 +32,8 @@ from tests.sim.node import DATACENTER, Life, Setting
 from tests.testkit.fakes import SeededEntropy
 
 RESTORES = 0.06  # of what clients ask for, where there are restores at all
+KEYS = 4  # that clients have for one service
+CONDITIONAL = 0.3  # share of changes that are to replace a certain configuration
 ALONE = 0.1  # of changes, which are to come into force without cross-signing
 PATIENCE = 25.0  # seconds after which a client gives up
 SERVICES = ("web", "api", "db", "mail", "cache")
@@ -63,6 +65,9 @@ class Change:
 
     request_id: str
     clocks: int  # how often clocks were set before it: a request id is remembered for ten minutes of the wall clock
+    body: str
+    cas: int | None  # beside the body
+    expected: int | None  # index of the configuration that it is to replace, whichever way that was said
     under_way: int = 0  # tries without an answer
     unknown: bool = False
     straddles: bool = False  # a try was still held when clocks were set, maybe by more than ids are remembered
@@ -79,6 +84,7 @@ class Clients:
     entropy: SeededEntropy
     clocks_set: Callable[[], int]
     changes: list[Change] = field(default_factory=list)
+    csrs: dict[tuple[str, str, int], str] = field(default_factory=dict)  # by trust domain, service and number
     restores: random.Random | None = None  # decides when somebody saves or restores the whole state; None: nobody does
     saved: bytes | None = None
     running: int = 0
@@ -95,6 +101,15 @@ class Clients:
     def service(self) -> str:
         """Any."""
         return self.chance.choice(SERVICES)
+
+    def csr(self, trust_domain: str, service: str) -> str:
+        """A request for a leaf, with one of a few keys: clients keep theirs, and keys take long to make."""
+        place = trust_domain, service, self.chance.randrange(KEYS)
+        known = self.csrs.get(place)
+        if known is None:
+            key = self.entropy.private_key("ec", 256)
+            known = self.csrs[place] = make_csr(key, ServiceID(trust_domain, DATACENTER, service).uri)
+        return known
 
     def act(self, life: Life) -> None:
         """One client asks ``life`` for something."""
@@ -205,13 +220,7 @@ class Clients:
         trust_domain = life.state.trust_domain
         if trust_domain is None:
             return
-        csrs = tuple(
-            make_csr(
-                self.entropy.private_key("ec", 256),
-                ServiceID(trust_domain, DATACENTER, self.chance.choice(SERVICES)).uri,
-            )
-            for _ in range(self.chance.choice((1, 1, 3)))
-        )
+        csrs = tuple(self.csr(trust_domain, self.service()) for _ in range(self.chance.choice((1, 1, 3))))
         await self.ask(life, lambda: life.leader.execute(life.caller(), SignLeaves(csrs)))
 
     async def read(self, life: Life) -> None:
@@ -262,7 +271,18 @@ class Clients:
 
     async def change(self, life: Life) -> None:
         """Another configuration."""
-        change = Change(self.entropy.bytes(16).hex(), self.clocks_set())
+        configuration = life.state.configuration
+        index = 0 if configuration is None else configuration.modify_index
+        config = self.chance.choice(CONFIGURATIONS)
+        given: dict[str, Any] = {"Provider": "vault" if "Address" in config else "consul", "Config": config}
+        expected, cas = None, None
+        if index and self.chance.random() < CONDITIONAL:
+            expected = index
+            cas = index if self.chance.random() < 0.5 else None
+            given |= {} if cas else {"ModifyIndex": index}
+        if self.chance.random() < ALONE:
+            given["ForceWithoutCrossSigning"] = True
+        change = Change(self.request_id(), self.clocks_set(), json.dumps(given), cas, expected)
         self.changes.append(change)
         await self._change(life, change)
 
@@ -307,17 +327,10 @@ class Clients:
             self.setting.server.new_root(self.chance.choice(paths), life.state.trust_domain)
 
     async def _change(self, life: Life, change: Change) -> None:
-        index = life.state.configuration.modify_index if life.state.configuration else 0
-        config = self.chance.choice(CONFIGURATIONS)
-        given: dict[str, Any] = {"Provider": "vault" if "Address" in config else "consul", "Config": config}
-        if self.chance.random() < 0.2:
-            given["ModifyIndex"] = index
-        if self.chance.random() < ALONE:
-            given["ForceWithoutCrossSigning"] = True
-        caller = life.caller(change.request_id)
+        caller, request = life.caller(change.request_id), ChangeConfiguration(change.body, cas=change.cas)
         change.under_way += 1
         try:
-            answer = await self.ask(life, lambda: life.leader.execute(caller, ChangeConfiguration(json.dumps(given))))
+            answer = await self.ask(life, lambda: life.leader.execute(caller, request))
         except (CommitUnknown, GaveUp):
             change.unknown = True
             raise
@@ -346,6 +359,10 @@ class Clients:
                 witness.fail(f"change {change.request_id} took effect at {effects}")
             if change.applied_at is not None and change.applied_at not in effects:
                 witness.fail(f"change {change.request_id} was acknowledged at {change.applied_at}, not at {effects}")
+            for effect in effects:
+                if change.expected not in (None, witness.replaced[effect]):
+                    former = witness.replaced[effect]
+                    witness.fail(f"change {change.request_id} replaced configuration {former}, not {change.expected}")
             if change.told_unchanged and not change.unknown and not change.under_way and effects:
                 witness.fail(f"change {change.request_id} was refused, and took effect at {effects}")
 
