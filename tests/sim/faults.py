@@ -51,7 +51,7 @@ class Faults:
             (self.lull, 4),
             (self.wall_clock, 4 if self.skewed else 0),
             (self.hours_pass, 3 if self.skewed else 0),
-            (self.operators.recover, 2),
+            (self.operators.recover, 3),
             (self.operators.roll, 60 if self.rolling else 0),
         )
         (kind,) = self.chance.choices([each for each, _ in kinds], weights=[weight for _, weight in kinds])

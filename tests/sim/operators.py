@@ -34,20 +34,26 @@ class Operators:
         found = [self.nodes[name].life for name in sorted(self.nodes)]
         return [life for life in found if life is not None]
 
-    def _is_founded(self) -> bool:
-        voters = [node for node in self.nodes.values() if node.platter.durable.voter]
-        return len(voters) == len(self.nodes) and self.setting.witness.newest >= _FOUNDED_AT
+    def _voters(self) -> list[str]:
+        """Nodes that lost nothing, of a cluster that was founded; none if it was not, or is not yet in its generation."""
+        unlost = [name for name in sorted(self.nodes) if not self.nodes[name].platter.lost]
+        founded = all(self.nodes[name].platter.durable.voter for name in unlost)
+        return unlost if founded and self.setting.witness.newest >= _FOUNDED_AT else []
 
     # -- a new generation
 
     def recover(self) -> None:
-        """Everything is stopped; what a majority holds is exported, and every node begins with it anew."""
-        if not self._is_founded() or any(node.platter.lost for node in self.nodes.values()):
+        """Everything is stopped; what a majority holds is exported, and every node begins with it anew, lost or not."""
+        names, voters = sorted(self.nodes), self._voters()
+        if not voters:
             return
         for life in self._lives:
             life.die(Death.KILLED)
-        names = sorted(self.nodes)
-        exports = {name: self._export(name) for name in self._some(names)}
+        # A node may have begun and heard nothing yet: it has nothing to export.
+        voters = [name for name in voters if len(self.nodes[name].platter.durable.contents.entries) > 1]
+        if len(voters) <= len(names) // 2:
+            return
+        exports = {name: self._export(name) for name in self._some(voters)}
         plan = self._plan(exports)
         self.note(f"recover from {sorted(exports)}: {plan.chosen.node} at {plan.chosen.position}")
         imported: list[str] = []
@@ -58,18 +64,20 @@ class Operators:
         except recovery.RecoveryRefused:
             # A node holds more than was exported, though nobody was told of it: as the text says, once more with it.
             self.note("recover from all after a refusal")
-            exports |= {name: self._export(name) for name in names if name not in (*exports, *imported)}
+            exports |= {name: self._export(name) for name in voters if name not in (*exports, *imported)}
             plan = self._plan(exports)
             for name in names:
                 if name in imported:
                     self.nodes[name].platter.clear()
                 recovery.install(self._disk(name), plan, node=name, names=names)
+        for name in names:
+            self.nodes[name].platter.lost = False  # it begins like the others
         term = max(each.node_term for each, _ in exports.values())
         self.setting.witness.imported(plan.chosen.node, exports[plan.chosen.node][1], term=term)
 
-    def _some(self, names: list[str]) -> list[str]:
-        """A majority at least."""
-        return self.chance.sample(names, self.chance.randint(len(names) // 2 + 1, len(names)))
+    def _some(self, voters: list[str]) -> list[str]:
+        """As many as are a majority of all, at least."""
+        return self.chance.sample(voters, self.chance.randint(len(self.nodes) // 2 + 1, len(voters)))
 
     def _export(self, name: str) -> tuple[recovery.Export, list[Entry]]:
         """What a node exports, and its log."""

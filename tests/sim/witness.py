@@ -216,9 +216,12 @@ class Witness:
         for peer in life.engine._guard.peers:
             index = core.match_index(peer)
             entry = core.entry(index)
-            if self._nodes[peer].platter.lost or entry is None or index <= 1:
+            platter = self._nodes[peer].platter
+            if platter.lost or entry is None or index <= 1:
                 continue
-            if not self._nodes[peer].platter.durable.holds(index, entry[2]):
+            if platter.durable.contents.term > core.term():
+                continue  # it had what it acknowledged, until it followed a later leader
+            if not platter.durable.holds(index, entry[2]):
                 self.fail(
                     f"{life.name}, leader of term {core.term()}, counts on entry {index} at {peer}, which lacks it"
                 )
