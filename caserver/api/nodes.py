@@ -10,7 +10,18 @@ from contextlib import suppress
 
 from caserver import nodes_wire, wire
 from caserver.acl import NODE_READ
-from caserver.api.query import Body, Call, NodeView, Reply, check_datacenter, fresh_state, metadata, patience, site
+from caserver.api.query import (
+    Body,
+    Call,
+    NodeView,
+    Reply,
+    check_datacenter,
+    check_namespace,
+    fresh_state,
+    metadata,
+    patience,
+    site,
+)
 from caserver.environment import within
 from caserver.errors import InvalidQuery, InvalidRequest
 from caserver.nodes_wire import Server
@@ -27,11 +38,11 @@ def links(_state: CAState, leadership: Leadership) -> tuple[tuple[str, bool], ..
 
 async def get_members(node: NodeView, call: Call) -> Reply:
     """The servers as this node sees them, alive or failed."""
-    segment = call.options.flags.get("segment", "")
+    segment, wan = call.options.flags.get("segment", ""), call.options.flags.get("wan", "") != ""
     if segment not in {"", _ALL_SEGMENTS}:
-        raise InvalidQuery("Network segments are not supported in this version of Consul")
+        fault = "Network segments are not supported in this version of Consul"
+        raise InvalidQuery("Cannot provide a segment with wan=true" if wan else fault)
     found = await _readable(node, call)
-    wan = call.options.flags.get("wan", "") != ""
     return _json(node, call, nodes_wire.encode_members(found, site(node), wan=wan))
 
 
@@ -49,6 +60,7 @@ async def get_nodes(node: NodeView, call: Call) -> Reply:
 
 async def get_checks(node: NodeView, call: Call) -> Reply:
     """The check of one server, none for a node that is no server; waits with ``?index=`` until one comes or goes."""
+    check_namespace(call.options)
     check_datacenter(node, call.options)
     _refuse_filter(call)
     if not call.tail:

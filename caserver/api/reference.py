@@ -185,7 +185,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("/v1/health/node/", "GET"): Operation(
         _json("Checks"),
-        (*_READ, *_BLOCKING, FILTER),
+        (*_READ, *_BLOCKING, FILTER, NAMESPACE),
         Parameter("node", "path", "Name of the server.", {"type": "string", "minLength": 1}),
         headers=_METADATA,
     ),

@@ -60,9 +60,11 @@ async def test_across_datacenters_a_member_is_called_by_its_own() -> None:
     async with running() as world:
         wide = read(await world.fetch("GET", f"{MEMBERS}?wan=1"))
         odd = await world.fetch("GET", f"{MEMBERS}?segment=alpha")
+        across = await world.fetch("GET", f"{MEMBERS}?wan=1&segment=alpha")
 
     assert [each["Name"] for each in wide] == ["n1.dc1"]
     assert (odd.status, odd.text) == (400, "Network segments are not supported in this version of Consul")
+    assert (across.status, across.text) == (400, "Cannot provide a segment with wan=true")
 
 
 async def test_the_catalog_knows_the_servers() -> None:
@@ -365,3 +367,10 @@ async def test_a_caller_sees_the_servers_that_it_may_read_of() -> None:
     assert seen[MASTER, MEMBERS][0]["Tags"]["acls"] == "1"
     assert {path: (each.status, each.text) for path, each in nobody.items()} == dict.fromkeys(nobody, (200, "[]"))
     assert {(each.status, each.text) for each in (*unknown.values(), at_once)} == {(403, "ACL not found")}
+
+
+async def test_the_checks_of_a_namespace_are_refused() -> None:
+    async with running() as world:
+        answered = await world.fetch("GET", "/v1/health/node/n1?ns=team")
+
+    assert (answered.status, answered.text.partition(" - ")[0]) == (400, 'Bad request: Invalid query parameter: "ns"')
