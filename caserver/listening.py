@@ -31,7 +31,7 @@ NOTICE_SECONDS = 60.0  # between two log lines that say the same
 _BACKLOG = 1024
 _AT_ONCE = 16  # connections taken in before everything else gets a turn
 _READ_BYTES = 64 << 10
-_TLS_BYTES = 32 << 10  # two records
+_TLS_BYTES = 16 << 10  # a record
 
 _log = structlog.get_logger("caserver.listening")
 

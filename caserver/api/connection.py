@@ -13,13 +13,13 @@ from typing import Any, Protocol
 from aiohttp import hdrs, web
 
 from caserver.api import status
+from caserver.errors import InvalidRequest
 
 PIECE = 16 << 10  # bytes taken from a connection at a time
 READ_BUFFER = 8 << 10  # of a body; beyond twice as many the connection rests until some were read
 AHEAD_MAX = 16 << 10  # bytes behind a request under way, after which the connection rests
 HEAD_MAX = 32 << 10  # bytes of a request before its body
-OVERHEAD_MAX = 64 << 10  # bytes that a body in chunks has beside its content (extensions, trailers),
-CHUNK_OVERHEAD = 16  # and for each byte of it (Go: as many)
+OVERHEAD_MAX = 16 << 10  # bytes that a body in chunks may have besides, and as many as its content: tiny ones cost time
 LINGER_BYTES = 256 << 10  # of a refused body that are taken in and dropped, so that its sender reads why (Go: as many),
 LINGER_SECONDS = 2.0  # and for how long
 _HEAD_TOO_LARGE = (
@@ -45,7 +45,7 @@ class Exposure(Protocol):
 class Connection(web.RequestHandler, asyncio.BufferedProtocol):
     """One connection; a request that is not HTTP is answered as Go does, with a bare status."""
 
-    __slots__ = ("_ahead", "_fed", "_piece", "_request", "_stall", "_stalled", "_waste", "listener")
+    __slots__ = ("_ahead", "_fed", "_piece", "_request", "_stall", "_stalled", "_waste", "is_broken", "listener")
 
     def __init__(
         self, manager: web.Server, *, listener: Exposure, piece: memoryview, stalled: float, **options: Any
@@ -62,6 +62,7 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
         self._request: web.BaseRequest | None = None  # under way
         self._ahead = bytearray()  # what came behind it
         self._fed = 0  # bytes given to the parser since it began; without one, of the head that is awaited
+        self.is_broken = False  # whether a body does not end, so that nothing can follow it
         self._waste: int | None = None  # how much more may come of the body of a request that is answered
 
     # -- what comes in
@@ -73,7 +74,9 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take in what was read: give it to the parser if it is its turn, else keep it."""
         data = bytes(self._piece[:nbytes])
-        if self._waste is not None:
+        if self.is_broken:
+            self._rest()
+        elif self._waste is not None:
             self._drop(data)
         elif self._is_turn():
             self._feed(data)
@@ -89,13 +92,32 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
         return not self._messages if self._request is None else not self._request.content.is_eof()
 
     def _feed(self, data: bytes) -> None:
-        body = 0 if self._request is None else self._request.content.total_bytes
-        allowed = HEAD_MAX if self._request is None else OVERHEAD_MAX + CHUNK_OVERHEAD * body
-        if self._fed - body > allowed:
+        request = self._request
+        body = 0 if request is None else request.content.total_bytes
+        if self._fed - body > (HEAD_MAX if request is None else OVERHEAD_MAX + body):
             self._cut()
             return
         self._fed += len(data)
         self.data_received(data)
+        if request is not None and self._messages and not request.content.is_eof():
+            self._break(request, "the request body is not in chunks as HTTP has them")
+
+    def _cut(self) -> None:
+        """End a connection that goes on and on without saying what it wants."""
+        if self._request is not None and self._waste is None:
+            self._break(
+                self._request, "the request body is hardly one: send larger chunks, and no extensions or trailers"
+            )
+            return
+        if self._request is None and self.transport is not None:
+            self.transport.write(_HEAD_TOO_LARGE)
+        self.force_close()
+
+    def _break(self, request: web.BaseRequest, why: str) -> None:
+        """Tell who reads a body that it will not end, and take in nothing more; ``is_broken`` from now on."""
+        request.content.set_exception(InvalidRequest(why))
+        request.content.feed_eof()
+        self.is_broken = True
 
     def _drop(self, data: bytes) -> None:
         """Go on with a body that nobody reads, as far as that is allowed: its connection may be used again."""
@@ -105,19 +127,13 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
             if self.transport is not None and self.transport.can_write_eof():
                 self.transport.write_eof()  # closing now would reset the connection, and the answer with it
             return
-        self.data_received(data)
+        self._feed(data)
         if self._request is not None and self._request.content.is_eof():
             self._end()
 
     def _rest(self) -> None:
         if self.transport is not None:
             self.transport.pause_reading()
-
-    def _cut(self) -> None:
-        """End a connection that goes on and on without saying what it wants."""
-        if self.transport is not None and self._request is None:
-            self.transport.write(_HEAD_TOO_LARGE)
-        self.force_close()
 
     # -- the course of a request
 

@@ -449,6 +449,8 @@ def _forget(task: asyncio.Task[Reply]) -> None:
 
 def _leaves_much(request: web.BaseRequest) -> bool:
     """Whether more of the body is to come than is worth the connection, or perhaps nothing, for want of an invitation."""
+    if isinstance(request.protocol, Connection) and request.protocol.is_broken:
+        return True
     if request.content.is_eof():
         return False
     return request.content_length is None or request.content_length > LINGER_BYTES or hdrs.EXPECT in request.headers
