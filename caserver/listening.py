@@ -254,7 +254,7 @@ async def _welcomed(
     limit: Any = seconds  # typeshed wants an int
     narrow = _NarrowTLS(loop, protocol, tls, shaken, server_side=True, ssl_handshake_timeout=limit)
     transport, _ = await loop.connect_accepted_socket(lambda: narrow, connection)
-    transport.set_write_buffer_limits(high=0)
+    transport.set_write_buffer_limits(high=1)
     try:
         await shaken
     except BaseException:

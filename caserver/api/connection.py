@@ -104,17 +104,19 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
 
     def _cut(self) -> None:
         """End a connection that goes on and on without saying what it wants."""
-        if self._request is not None and self._waste is None:
-            self._break(
-                self._request, "the request body is hardly one: send larger chunks, and no extensions or trailers"
-            )
+        if self._request is not None:
+            why = "the request body is hardly one: send larger chunks, and no extensions or trailers"
+            self._break(self._request, why)
             return
-        if self._request is None and self.transport is not None:
+        if self.transport is not None:
             self.transport.write(_HEAD_TOO_LARGE)
         self.force_close()
 
     def _break(self, request: web.BaseRequest, why: str) -> None:
         """Tell who reads a body that it will not end, and take in nothing more; ``is_broken`` from now on."""
+        if self._waste is not None:  # nobody reads it
+            self.force_close()
+            return
         request.content.set_exception(InvalidRequest(why))
         request.content.feed_eof()
         self.is_broken = True
@@ -163,7 +165,7 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
         if not self._is_turn():
             return
         ahead, self._ahead = bytes(self._ahead), bytearray()
-        if ahead:
+        if ahead or self._request is None:  # the parser may have stopped with something left: it miscounts at times
             self._feed(ahead)
         if self.transport is not None and not self._reading_paused:
             self.transport.resume_reading()
@@ -181,7 +183,7 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; an answer is sent when all of it has left this process."""
         made: Any = transport
-        made.set_write_buffer_limits(high=0)
+        made.set_write_buffer_limits(high=1)  # 0 means "always" over TLS
         if made.get_extra_info("sslcontext") is not None:
             made.set_read_buffer_limits(high=PIECE)
         super().connection_made(transport)

@@ -149,18 +149,40 @@ async def test_what_follows_a_request_under_way_leaves_little_behind(endless: by
         assert await traced(world, waiting, endless, size) < SHARE
 
 
-async def test_over_tls_no_more_is_taken_in_either(tmp_path: Path) -> None:
-    ca = WebCA(tmp_path)
+async def over_tls(world: World, directory: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to an HTTPS server that takes the place of the other."""
+    ca = WebCA(directory)
     pair = ca.issue("server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.cert, pair.key)
+    await world.server.close()
+    world.server = ApiServer(world.node, [Listener("127.0.0.1", 0, context)])
+    await world.server.start()
+    address = world.server.addresses[0]
+    return await asyncio.open_connection(*address, ssl=client_context(ca.file), server_hostname="localhost")
+
+
+async def test_over_tls_each_request_is_answered_when_it_comes(tmp_path: Path) -> None:
+    async with running(dev=False) as world:
+        reader, writer = await over_tls(world, tmp_path)
+        for size in (0, 5, 0, 40000, 0, 0, 300000, 5, 0):
+            body = b"x" * size
+            writer.write((asked(SIGN, f"Content-Length: {size}") + body) if size else LIVE)
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            (length,) = [int(line[16:]) for line in answer.split(b"\r\n") if line.startswith(b"Content-Length: ")]
+            await asyncio.wait_for(reader.readexactly(length), 10)
+            assert answer.startswith(b"HTTP/1.1 400 " if size else b"HTTP/1.1 200 ")
+        writer.write(LIVE * 100 + asked("/openapi.json", "Connection: close", method="GET"))
+        answers = await asyncio.wait_for(reader.read(), 10)
+        await closed(writer)
+
+    assert answers.count(b"HTTP/1.1 200 ") == 101
+
+
+async def test_over_tls_no_more_is_taken_in_either(tmp_path: Path) -> None:
     async with running() as world:
-        await world.server.close()
-        world.server = ApiServer(world.node, [Listener("127.0.0.1", 0, context)])
-        await world.server.start()
+        _, writer = await over_tls(world, tmp_path)
         assert world.server._http is not None
-        address = world.server.addresses[0]
-        _, writer = await asyncio.open_connection(*address, ssl=client_context(ca.file), server_hostname="localhost")
         writer.write(asked("/v1/connect/ca/roots?index=1000000", method="GET") + LIVE * 50000)
         await until(lambda: any(resting(world)))
         (transport,) = [each.transport for each in world.server._http.connections]
