@@ -204,7 +204,8 @@ class Authority:
         """Do one operation; NotLeader if this node does not lead."""
         if self._bootstrap is None and not isinstance(request, ReadIndex):
             raise ConnectDisabled
-        if not self._log.leadership.is_leader:
+        leadership = self._log.leadership
+        if not leadership.is_leader:
             raise NotLeader("this node does not lead")
         match request:
             case SignLeaves(csrs=csrs):
@@ -220,7 +221,7 @@ class Authority:
             case ReadCleanups() | ForgetCleanup():
                 return await self._cleanups.execute(caller, request, still=self._admission(caller, request))
             case ReadIndex(consistent=consistent):
-                if consistent or self._clock.monotonic() >= self._log.leadership.fresh_until:
+                if consistent or self._clock.monotonic() >= leadership.fresh_until:
                     await self._log.barrier()
                 return ReadAt(self._log.state.index)
             case _:

@@ -224,6 +224,9 @@ class ReplicatedLog(Generic[Command, State, Result]):
         engine = self._engine
         if engine is None or self._stopped or not engine.hand_over(to):
             return False
+        self._publish(
+            engine
+        )  # that it is sure of nothing any more, before the turn in which another node is told to lead
         self._kick()
         own: str | None = self.leadership.node
         seen = own

@@ -101,6 +101,22 @@ async def test_a_barrier_that_no_majority_confirms_in_time_is_not_proven():
     log.stop()
 
 
+async def test_a_leader_says_that_it_is_sure_of_nothing_before_another_one_is_told_to_lead():
+    lab = _leader_of_three()
+    lab["A"].engine.barrier(lambda _: None)
+    lab.run(0.01)
+    log, _ = _started(lab)
+    assert log.leadership.fresh_until > lab.clock.elapsed
+    lab.wire.clear()
+    moving = asyncio.ensure_future(log.transfer_leadership("B"))
+    while not moving.done() and log.leadership.fresh_until > lab.clock.elapsed:
+        assert "timeout_now" not in {each["type"] for each in lab.wire.queues[("A", "B")]}
+        await asyncio.sleep(0)
+    assert "timeout_now" not in {each["type"] for each in lab.wire.queues[("A", "B")]}
+    moving.cancel()
+    log.stop()
+
+
 async def test_a_link_that_breaks_wakes_who_watches_the_links():
     log, _ = _started(_leader_of_three())
     told: list[Leadership] = []
