@@ -40,6 +40,11 @@ class Frames(asyncio.Protocol):
             raise RuntimeError("the connection is not made yet")
         return self._transport
 
+    def abort(self) -> None:
+        """Drop the connection, if it was made: a task that is cancelled just then never gets to see its transport."""
+        if self._transport is not None:
+            self._transport.abort()
+
     async def first(self) -> bytes:
         """The first frame; EOFError or OSError if the connection ends before it, Malformed for a length not allowed."""
         return await self._first

@@ -222,10 +222,11 @@ class Streams:
     async def _dial(self, peer: str) -> _Link:
         host, port = self._addresses[peer]
         loop = asyncio.get_running_loop()
-        transport, frames = await loop.create_connection(
-            self._frames, host, port, ssl=self._client_context, server_hostname=""
-        )
+        frames = self._frames()
         try:
+            transport, _ = await loop.create_connection(
+                lambda: frames, host, port, ssl=self._client_context, server_hostname=""
+            )
             _tune(transport)
             present = self._certified(transport)
             transport.write(_framed(self._membership.hello(self._node, to=peer)))
@@ -233,7 +234,7 @@ class Streams:
             hello = Hello.decode(await _first_frame(frames))
             self._require_belonging(hello, peer)
         except BaseException:
-            transport.abort()
+            frames.abort()
             raise
         return _Link(peer, frames, transport, hello)
 
@@ -321,10 +322,10 @@ class Streams:
     async def _welcome(self, connection: socket.socket, address: str) -> _Link | None:
         """Authenticate who dialled and exchange hellos; None if it is a node that was refused and told so."""
         frames = self._frames()
-        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: frames, connection, ssl=self._server_context, ssl_handshake_timeout=self._limits.hello_seconds
-        )
         try:
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: frames, connection, ssl=self._server_context, ssl_handshake_timeout=self._limits.hello_seconds
+            )
             _tune(transport)
             hello = Hello.decode(await frames.first())
             peer = self._certified(transport)
@@ -332,10 +333,10 @@ class Streams:
             self._require_belonging(hello, peer)
         except _Refused as exc:
             self._notice("peer_refused", hello.node, address=address, reason=str(exc))
-            transport.abort()
+            frames.abort()
             return None
         except BaseException:
-            transport.abort()
+            frames.abort()
             raise
         return _Link(peer, frames, transport, hello)
 

@@ -525,3 +525,13 @@ async def test_close_ends_every_task_and_frees_the_port() -> None:
         assert not n1.streams._tasks
         with socket.create_server(address):
             pass
+
+
+async def test_a_close_at_any_moment_of_a_handshake_leaves_no_connection_behind() -> None:
+    """Two nodes that dial each other are closed after so many turns of the loop; garbage would complain later."""
+    open_ones = asyncio.get_running_loop()._transports  # type: ignore[attr-defined]
+    for turns in range(60):
+        async with running("n1", "n2"):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert [each for each in open_ones.values() if each._sock is not None] == [], f"after {turns} turns"
