@@ -137,7 +137,7 @@ class Witness:
 
     def stopped(self, life: Life, exc: BaseException) -> None:
         """A process ended by itself."""
-        if isinstance(exc, Corrupt) and life.node.platter.lost:
+        if isinstance(exc, Corrupt) and life.node.platter.lost and "start it with -rejoin" in str(exc):
             return
         if "space left on the simulated device" in str(exc):
             return
