@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.sim.node import Life
     from tests.sim.workload import Clients
 
+LATEST = 0.5  # share of tokens taken away that were just made
+GONE = 0.3  # share of tokens shown although they were taken away
 OWN = 0.8  # share of tokens that are shown for the service that they are for
 
 
@@ -111,7 +113,9 @@ class Badges:
     async def drop_badge(self, life: Life) -> None:
         """It is taken away."""
         if self.made:
-            right = self.clients.chance.choice(self.made).right
+            # Often the latest: not every node may know it yet, nor who leads.
+            late = self.clients.chance.random() < LATEST
+            right = (self.made[-1] if late else self.clients.chance.choice(self.made)).right
             await self._drop(life, right, RemoveToken(right.id))
 
     async def drop_policy(self, life: Life) -> None:
@@ -135,7 +139,11 @@ class Badges:
         trust_domain = life.state.trust_domain
         if trust_domain is None or not self.made:
             return
-        badge, restores = self.clients.chance.choice(self.made), self._restores
+        restores = self._restores
+        gone_ones = [each for each in self.made if each.is_gone(restores)]
+        badge = self.clients.chance.choice(
+            gone_ones if gone_ones and self.clients.chance.random() < GONE else self.made
+        )
         service = badge.right.service if self.clients.chance.random() < OWN else self.clients.service()
         gone = badge.is_gone(restores)
         csr = self.clients.csr(trust_domain, service)
