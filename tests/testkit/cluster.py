@@ -297,20 +297,23 @@ class Cluster:
             error.add_note(self.logs())
 
     def close(self) -> None:
-        """End every process; politely where that works."""
+        """End every process; politely, as long as there are enough for the leader to hand its leadership over."""
         for node in self.nodes:
             if node.running and node.process is not None:
                 self.resume(node)
                 node.process.terminate()
+        alone = (len(self.nodes) - 1) // 2  # so many would wait for a successor that cannot come
+        with contextlib.suppress(NotInTime):
+            wait_for("the nodes to end", lambda: True if self._running <= alone else None, within=ENDS_WITHIN)
         for node in self.nodes:
-            if node.process is None:
-                continue
-            try:
-                node.process.wait(timeout=ENDS_WITHIN)
-            except subprocess.TimeoutExpired:
+            if node.process is not None:
                 node.process.kill()
                 node.process.wait()
         give_back(self._ports)
+
+    @property
+    def _running(self) -> int:
+        return sum(node.running for node in self.nodes)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
