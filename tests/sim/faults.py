@@ -14,6 +14,8 @@ from tests.sim.network import LATE_SECONDS
 from tests.sim.node import TIMING, Life, Node, Setting
 from tests.sim.operators import Operators
 
+SETTLED = 5  # entries of a generation after which a node may lose its disk
+
 
 @dataclass
 class Faults:
@@ -240,8 +242,10 @@ class Faults:
         may_lose = (len(self.nodes) - 1) // 2
         lost = [node for node in self.nodes.values() if node.platter.lost]
         founded = [node for node in self.nodes.values() if node.platter.durable.voter]
-        if len(lost) >= may_lose or len(founded) + len(lost) < len(self.nodes) or self.setting.witness.newest < 5:
+        if len(lost) >= may_lose or len(founded) + len(lost) < len(self.nodes):
             return
+        if self.setting.witness.newest < self.setting.witness.began + SETTLED:
+            return  # before its first entries a cluster cannot do without any of its nodes, in no generation
         life = self._life()
         if life is None or not life.journal._contents.commit > 5:
             return

@@ -88,6 +88,7 @@ class Witness:
         self._entries: dict[tuple[int, int], tuple[bytes, int]] = {}  # (index, term) -> command, term before it
         self._committed: dict[int, _Commitment] = {}
         self.newest = 0  # highest committed index of the log
+        self.began = 0  # index that the present generation began with
         self._bodies: dict[bytes, int] = {}  # committed command -> state index, 0 if refused
         self._open: Counter[bytes] = Counter()  # proposals of a command that were not told that it never commits
         self._leaders: dict[int, str] = {}
@@ -296,6 +297,7 @@ class Witness:
                 self.fail(f"what is imported from {node} has another entry {index} than the one that was committed")
             if index == self.newest + 1:
                 self._adopt(node, command, index, entry_term, under=term)
+        self.began = self.newest
 
     def _adopt(self, node: str, command: bytes, index: int, term: int, *, under: int) -> None:
         before = self._committed.get(index - 1)
