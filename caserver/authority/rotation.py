@@ -231,17 +231,20 @@ class Rotation:
 
     async def _bounded(self, until: float, work: Awaitable[T]) -> T:
         """Await a provider until a monotonic instant, and while this node leads; ProviderUnavailable, CommitFailed from then on."""
+        doing = asyncio.ensure_future(work)
         try:
-            return await within(self._clock, max(0.0, until - self._clock.monotonic()), self._while_leading(work))
+            left = max(0.0, until - self._clock.monotonic())
+            return await within(self._clock, left, self._while_leading(doing))
         except TimeoutError:
             raise ProviderUnavailable(
                 "the CA provider did not answer in time; /v1/status/ready tells its troubles"
             ) from None
+        finally:
+            doing.cancel()
 
-    async def _while_leading(self, work: Awaitable[T]) -> T:
+    async def _while_leading(self, doing: asyncio.Future[T]) -> T:
         """Let nothing more be asked of a backend once another leader may be at it: it may have cleaned up there already."""
         term = _term_led(self._log.state, self._log.leadership)
-        doing = asyncio.ensure_future(work)
         lost = asyncio.ensure_future(self._log.changed(_term_led, term))
         try:
             if term is not None:
@@ -250,7 +253,6 @@ class Rotation:
                 raise CommitFailed("this node ceased to lead before the CA provider was done")
             return doing.result()
         finally:
-            doing.cancel()
             lost.cancel()
 
     async def _store(self, plan: RotationPlan, request_id: str) -> ConfigurationChanged:
