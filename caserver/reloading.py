@@ -23,12 +23,14 @@ _NOT_SETTINGS = frozenset({"warnings"})
 # Fields whose keys in a file have another name.
 _KEYS = {
     "listen": "client_addr, addresses or unix_sockets",
+    "own_address": "advertise_addr",
     "peers": "peer",
     "cluster_secrets": "cluster_secret",
     "raft_multiplier": "performance.raft_multiplier",
     "rpc_hold_timeout": "performance.rpc_hold_timeout",
     "tls": "cert_file and key_file (HTTPS on or off)",
 }
+_MAKES_ADDRESS = frozenset({"bind_addr", "peers"})  # what may change the node's own address, and is named itself
 _SEED = "connect"  # what founded the CA; its configuration is changed through the API
 
 TakeOver = Callable[[AgentConfig, Front], None]
@@ -93,7 +95,8 @@ class Reloading:
         connect = self._seeded(current, fresh)
         if connect == fresh.connect:
             taken |= {"connect"}
-        kept = [_KEYS.get(name, name) for name in changed if name not in taken | _NOT_SETTINGS]
+        silent = _NOT_SETTINGS | ({"own_address"} if _MAKES_ADDRESS.intersection(changed) else set())
+        kept = [_KEYS.get(name, name) for name in changed if name not in taken | silent]
         values = {name: getattr(fresh, name) for name in taken} | {"acl": acl, "connect": connect}
         config = replace(current, warnings=fresh.warnings, **values)
         if connect != current.connect:

@@ -78,6 +78,25 @@ async def test_what_cannot_change_is_named_and_kept() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"advertise_addr": "192.0.2.7"}, "advertise_addr"),
+        ({"bind_addr": "127.0.0.3"}, "bind_addr"),
+        ({"bind_addr": "127.0.0.3", "advertise_addr": "192.0.2.7"}, "bind_addr"),
+    ],
+)
+async def test_an_address_of_its_own_is_named_as_in_the_file(changed: dict[str, str], named: str) -> None:
+    held = reloading(Agent(), config(), lambda: config(**changed))
+
+    with capture_logs() as lines:
+        await held.reload()
+
+    assert [line["event"] for line in lines if line["log_level"] == "warning"] == [
+        f"{named}: changed, and kept as it was: restart the agent to use it"
+    ]
+
+
 async def test_a_fault_anywhere_leaves_everything_as_it_was() -> None:
     def broken() -> AgentConfig:
         raise InvalidConfig("n1.hcl:3: log_level: loud is no level\nn1.hcl: data_dri: unknown key")
