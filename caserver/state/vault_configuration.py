@@ -135,16 +135,18 @@ class VaultConfiguration:
         )
 
     def known_as(self, other: VaultConfiguration) -> VaultConfiguration | None:
-        """The same places with the credentials of ``other``; None if those are the same, or for another server or namespace."""
+        """The same places as ``other`` gets to its own; None if it does so alike, or for another server or namespace.
+
+        That is with its credentials, and with its TLS: a token goes nowhere with less protection than it was given for.
+        """
         if (self.address, self.namespace) != (other.address, other.namespace):
             return None
         known = replace(
-            self,
-            token=other.token,
-            token_file=other.token_file,
-            auth_method=other.auth_method,
-            cert_file=other.cert_file,
-            key_file=other.key_file,
+            other,
+            root_pki_path=self.root_pki_path,
+            root_pki_namespace=self.root_pki_namespace,
+            intermediate_pki_path=self.intermediate_pki_path,
+            intermediate_pki_namespace=self.intermediate_pki_namespace,
         )
         return None if known == self else known
 

@@ -368,3 +368,20 @@ def test_what_a_file_sets_and_is_not_in_force_is_named() -> None:
     for local in (HOME, VaultLocal(address="http://127.0.0.1:8200", token=Secret("s.other"))):
         bare = seeded({"root_pki_path": "connect-root", "intermediate_pki_path": "inter"}, local)
         assert not_in_force(bare, open_stored(seal(bare, KEYRING, bytes(12)), KEYRING)) == ()
+
+
+def test_other_credentials_for_former_places_travel_as_they_were_given_to() -> None:
+    skipping = {**PLAIN, "Token": "s.former", "IntermediatePKIPath": "former", "TLSSkipVerify": True}
+    former = replace(vault(skipping), ca_file="old.pem")
+    present = vault({**PLAIN, "CACert": CA, "TLSServerName": "vault", "RootPKIPath": "other-root"}, local=HOME)
+    known = former.known_as(present)
+    assert known is not None
+    assert known.place == former.place
+    assert (known.token, known.ca_cert, known.ca_file) == (Secret(TOKEN), present.ca_cert, None)
+    assert (known.tls_server_name, known.tls_skip_verify) == ("vault", False)
+
+
+def test_credentials_that_are_the_same_or_for_another_server_are_none_for_former_places() -> None:
+    former = vault(PLAIN)
+    assert former.known_as(vault({**PLAIN, "IntermediatePKIPath": "present"})) is None
+    assert former.known_as(vault({**PLAIN, "Address": "https://elsewhere:8200", "Token": "s.other"})) is None
