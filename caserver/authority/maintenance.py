@@ -212,9 +212,9 @@ class Maintenance:
         return self._now() if self._signer_lost.is_set() else renewal_at(signing)
 
     async def _retired(self, retiring: Retiring) -> bool:
-        if self._rotation.busy:
-            return False
         await self._log.barrier()  # there may be a successor, for whom this is not owed any more
+        if self._rotation.busy:  # not looked at before that: who begins meanwhile may change what the state below says
+            return False
         state = self._log.state
         if retiring not in state.retiring:
             return True

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from structlog.testing import capture_logs
 
 from caserver.cleanup_requests import CleanupForgotten, CleanupsRead, ForgetCleanup, OwedCleanup, ReadCleanups
 from caserver.errors import NotFound, NotLeader, PermissionDenied, ProviderUnavailable
 from caserver.requests import Caller
+from caserver.state.commands import ProviderRetired
 from tests.testkit.external import FakeVault
-from tests.testkit.fakes import FakeLog, ManualClock
+from tests.testkit.fakes import FakeLog, ManualClock, settle
 from tests.testkit.nodes import CLUSTER_ID, Node, bootstrap_configuration, build_node, operator_root, running
 
 TRIED = 90  # seconds after which a clean-up was tried, clock guard included
@@ -136,6 +139,42 @@ async def test_who_may_not_any_more_when_it_is_their_turn_gives_nothing_up() -> 
         with pytest.raises(PermissionDenied):
             await node.authority._cleanups.execute(Caller(request_id="r1"), ForgetCleanup(owed.id), still=no_more)
         assert await owed_by(node) == (owed,)
+
+
+class SlowToProve(FakeLog):
+    """A log whose next barrier takes until it is told to end."""
+
+    slow: asyncio.Event | None = None
+
+    async def barrier(self, *, deadline: float = 5.0) -> None:
+        slow, self.slow = self.slow, None
+        if slow is not None:
+            await slow.wait()
+        await super().barrier(deadline=deadline)
+
+
+async def test_what_is_given_up_while_leadership_is_being_proven_for_a_try_is_not_tried() -> None:
+    clock, log = ManualClock(), SlowToProve()
+    server = FakeVault(clock)
+    node = build_node(log, clock=clock, server=server, bootstrap=bootstrap_configuration())
+    async with running(node):
+        owed = await gone_for_good(node, server)
+        server.down, tried = None, node.external.calls.count("retire")
+        proven = log.slow = asyncio.Event()
+        await clock.advance(600)
+        assert log.slow is None  # it is about to try again
+
+        log.hold(ProviderRetired)
+        forgetting = asyncio.create_task(forget(node, owed.id))
+        await settle()
+        assert log.held == 1
+        proven.set()
+        await settle()
+        log.release()
+        await forgetting
+        await clock.advance(600)
+
+        assert (await owed_by(node), node.external.calls.count("retire")) == ((), tried)
 
 
 async def test_only_the_leader_knows() -> None:
