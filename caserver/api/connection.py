@@ -78,7 +78,7 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
             self._rest()
         elif self._waste is not None:
             self._drop(data)
-        elif self._is_turn():
+        elif self._is_turn() and not self._ahead:  # which is still to come in the moment before a request begins
             self._feed(data)
         elif len(self._ahead) < 4 * AHEAD_MAX:
             self._ahead += data

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from caserver.api.connection import AHEAD_MAX, HEAD_MAX, PIECE, READ_BUFFER
+from caserver.api.connection import AHEAD_MAX, HEAD_MAX, PIECE, READ_BUFFER, Connection
 from caserver.api.server import DOUBTFUL_BODIES, ApiServer, Listener
 from tests.contract.world import World, closed, parsed, running
 from tests.testkit.acl_world import MASTER, UNKNOWN, guarded
@@ -271,6 +271,30 @@ async def test_a_request_may_come_in_parts(pause: int) -> None:
         await closed(writer)
 
     assert (answers.count(b"HTTP/1.1 400 "), answers.count(b"HTTP/1.1 200 ")) == (2, 1)
+
+
+@pytest.mark.parametrize("size", [100, 700, 3000])
+async def test_what_comes_at_any_moment_is_taken_in_its_order(size: int) -> None:
+    body = b"x" * 2999
+    put = asked(SIGN, f"Content-Length: {len(body)}") + body
+    whole = (LIVE * 2 + put) * 20 + LAST
+    async with running(dev=False) as world:
+        reader, writer = await asyncio.open_connection(*world.server.addresses[0])
+        await until(lambda: world.server._http is not None and world.server._http.connections)
+        assert world.server._http is not None
+        (connection,) = world.server._http.connections
+        assert isinstance(connection, Connection)
+        for start in range(0, len(whole), size):  # a piece in every turn of the loop, if the connection does not rest
+            await until(lambda: connection.transport is None or connection.transport.is_reading())
+            piece = whole[start : start + size]
+            connection.get_buffer(-1)[: len(piece)] = piece
+            connection.buffer_updated(len(piece))
+            await asyncio.sleep(0)
+        answers = await asyncio.wait_for(reader.read(), 30)
+        await closed(writer)
+
+    assert (answers.count(b"HTTP/1.1 200 "), answers.count(b"HTTP/1.1 400 ")) == (41, 20)
+    assert answers.endswith(b'{"Live":true}')
 
 
 async def test_a_large_body_behind_another_request_arrives() -> None:
