@@ -41,7 +41,7 @@ _STATEMENTS = re.compile(
     re.VERBOSE,
 )
 _PUNCTUATION = re.compile(_TEXTS + _STRING + r"| (?P<sign>[][(){},])", re.VERBOSE)
-_LOOK_BACK = 256  # blanks between that and the brace, at most
+_COMMENTS = ("#", "/")
 _EXPRESSION_BEFORE = "=:,[({"  # what stands before the brace of an object; that of a block follows a name
 # Blocks that Consul takes several times in one file.
 _LISTED = {"check", "service", "watches"}
@@ -177,16 +177,18 @@ def _as_hcl2(text: str) -> str:
     Lines stay where they are.
     """
     within: list[bool] = []  # whether each open bracket is that of a block
+    last, seen = "", 0  # the last character that means something, of the text up to there
 
     def replace(found: re.Match[str]) -> str:
-        sign = found["sign"]
+        nonlocal last, seen
+        sign, before = found["sign"], text[seen : found.start()].rstrip()[-1:] or last
+        seen, last = found.end(), before if found[0].startswith(_COMMENTS) else found[0][-1]
         if sign is None:
             return found[0]
         in_block = not within or within[-1]
         if sign == "," and in_block:
             return " "
         if sign in "[({":
-            before = text[max(0, found.start() - _LOOK_BACK) : found.start()].rstrip()[-1:]
             follows_name = sign == "{" and before not in _EXPRESSION_BEFORE
             within.append(in_block and follows_name)
             if follows_name and not in_block:

@@ -291,3 +291,11 @@ def test_a_comma_of_a_heredoc_is_its_own() -> None:
 
     assert not read.faults
     assert read.values == {"a": {"b": "x, { y,\n", "c": "}, {", "d": 1}, "e": 2}
+
+
+@pytest.mark.parametrize("comment", ["# one, {\n", "// two }\n", '/* three "\n */ ', "# four\n# five\n" + " " * 1000])
+def test_a_comment_before_an_object_is_no_name_of_a_block(comment: str) -> None:
+    read = document.parse_hcl("f", f"a {{ b = [\n{comment}{{ c = 1, d = 2 }},\n{comment}{{ c = 3 }}\n] }}\n")
+
+    assert not read.faults
+    assert read.values == {"a": {"b": [{"c": 1, "d": 2}, {"c": 3}]}}
