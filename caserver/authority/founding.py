@@ -70,10 +70,12 @@ class Founding:
         still()
         update = parse_update(request.body, stored=seed, cluster_id=seed.cluster_id, local=self._custody.vault_local)
         check_index(state, request.cas, update.modify_index)
-        await self._found(update.configuration, update.configuration.cluster_id or seed.cluster_id)
-        return replace(request, cas=None)  # it has been looked at
+        if await self._found(update.configuration, update.configuration.cluster_id or seed.cluster_id):
+            return replace(request, cas=None)  # it has been looked at
+        return request
 
-    async def _found(self, configuration: CAConfiguration, cluster_id: str | None) -> None:
+    async def _found(self, configuration: CAConfiguration, cluster_id: str | None) -> bool:
+        """Whether it is this that the cluster was founded with: another one may have come first."""
         if cluster_id is None and configuration.root_cert is not None:
             cluster_id = cluster_id_of_root(configuration.root_cert)
         if cluster_id is None:
@@ -95,6 +97,7 @@ class Founding:
         match outcome:
             case Applied() | Refused(reason=Reason.ALREADY_BOOTSTRAPPED):
                 _log.info("the cluster is bootstrapped", cluster_id=self._log.state.cluster_id)
+                return isinstance(outcome, Applied)
             case Refused() as refused:
                 raise Conflict(f"the cluster was not bootstrapped: {refused.reason} {refused.detail}".rstrip())
             case NotCommitted(reason=why):
@@ -103,5 +106,6 @@ class Founding:
                 await self._log.barrier()
                 if not self.is_done:
                     raise CommitUnknown(f"the cluster may not have been bootstrapped: {why}")
+                return self._log.state.sealed_hmac_key == command.sealed_hmac_key
             case _:
                 assert_never(outcome)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from caserver.errors import Conflict, InvalidConfig, NotInitialized, ProviderUnavailable
 from caserver.requests import Caller, ChangeConfiguration
+from caserver.state.commands import Bootstrap
 from caserver.state.configuration import CAConfiguration, parse_bootstrap
 from tests.testkit.external import FakeVault
 from tests.testkit.fakes import FakeLog, ManualClock, settle
@@ -143,6 +145,24 @@ async def test_whoever_founds_first_founds() -> None:
         assert len(node.state.roots) == 1
         assert len(server.roots["root-a"]) == 1
         assert await node.sign("web")
+
+
+async def test_of_two_who_found_on_nothing_only_one_does() -> None:
+    node, _ = scene()
+    async with running(node):
+        await unfounded(node)
+        node.log.hold(Bootstrap)
+        vault = asyncio.create_task(node.configure(WANTED, provider="vault", cas=0))
+        await settle()
+        own = asyncio.create_task(node.configure({**operator_root("ec-256"), "CSRMaxPerSecond": 0}, cas=0))
+        await settle()
+        assert node.log.held == 2
+        node.log.release()
+        answers = await asyncio.gather(vault, own, return_exceptions=True)
+        await settle()
+
+        assert [isinstance(each, Conflict) for each in answers] == [False, True]
+        assert [root.provider for root in node.state.roots] == ["vault"]
 
 
 async def test_a_node_without_the_office_takes_note_of_the_file_for_later() -> None:
