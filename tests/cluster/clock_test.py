@@ -107,7 +107,8 @@ async def test_leadership_moves_to_a_node_whose_clock_agrees_and_signing_goes_on
         leader.set_wall(DAY)
         await until_doubted(leader)
         looking = asyncio.get_running_loop().create_task(looked_at(composition))  # at clocks, every five seconds
-        successor = await followers[0].until(_leads, lambda name: name in {each.name for each in followers})
+        # The deposed one is asked: while it does not know of its successor, it refuses by its own clock.
+        successor = await leader.until(_leads, lambda name: name in {each.name for each in followers})
         looking.cancel()
         watch.cancel()
 
