@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import socket
 import ssl
 import tracemalloc
@@ -295,6 +296,18 @@ async def test_what_comes_at_any_moment_is_taken_in_its_order(size: int) -> None
 
     assert (answers.count(b"HTTP/1.1 200 "), answers.count(b"HTTP/1.1 400 ")) == (41, 20)
     assert answers.endswith(b'{"Live":true}')
+
+
+async def test_many_requests_that_are_sent_ahead_with_small_bodies_are_all_answered() -> None:
+    body = gzip.compress(b"x" * 3000)
+    put = asked(SIGN, "Content-Encoding: gzip", f"Content-Length: {len(body)}") + body
+    async with running(dev=False) as world:
+        reader, writer = await asyncio.open_connection(*world.server.addresses[0])
+        writer.write((put * 3 + LIVE) * 500 + LAST)
+        answers = await asyncio.wait_for(reader.read(), 30)
+        await closed(writer)
+
+    assert (answers.count(b"HTTP/1.1 200 "), answers.count(b"HTTP/1.1 400 ")) == (501, 1500)
 
 
 async def test_a_large_body_behind_another_request_arrives() -> None:
