@@ -21,13 +21,7 @@ from caserver.cleanup_requests import CleanupsRead, ForgetCleanup, ReadCleanups
 from caserver.environment import within
 from caserver.errors import ConnectDisabled, InvalidQuery, InvalidRequest, NotInitialized, from_kind
 from caserver.raft.ports import Leadership
-from caserver.requests import (
-    ChangeConfiguration,
-    Failure,
-    IssuedLeaf,
-    LeavesSigned,
-    SignLeaves,
-)
+from caserver.requests import ChangeConfiguration, Failure, IssuedLeaf, LeavesSigned, SignLeaves
 from caserver.state.lifecycle import roots_index
 from caserver.state.model import CAState, Configuration
 

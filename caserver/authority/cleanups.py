@@ -24,9 +24,7 @@ from caserver.cleanup_requests import (
 from caserver.environment import Clock
 from caserver.errors import CaserverError, CommitFailed, CommitUnknown, Corrupt, NotFound
 from caserver.raft.ports import NotCommitted, OutcomeUnknown
-from caserver.requests import (
-    Caller,
-)
+from caserver.requests import Caller
 from caserver.state.commands import Applied, ProviderRetired, Reason, Refused
 from caserver.state.configuration import open_stored
 from caserver.state.model import CAState, Retiring

@@ -24,9 +24,7 @@ import urllib3.connectionpool
 from caserver.environment import Clock
 
 CONNECT_TIMEOUT = 2.0  # seconds for each address of a server
-ANSWER_MAX = (
-    8 * 1024 * 1024
-)  # bytes of one answer, headers included: thousands of issuers, the longest list that is read
+ANSWER_MAX = 8 << 20  # bytes of one answer, headers included: thousands of issuers, the longest list that is read
 
 
 class TooMuch(Exception):
